@@ -1,0 +1,1 @@
+//! A quantized model file becomes logits.

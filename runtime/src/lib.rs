@@ -1,0 +1,1 @@
+//! An interaction becomes a better adapter.

@@ -1,0 +1,3 @@
+//! Checks a folder.
+
+fn main() {}
