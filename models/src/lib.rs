@@ -4,6 +4,11 @@
 //! model file ─ weights ─► config ─► packed matrices (quant) ─► forward ─► logits
 //! ```
 
+pub mod adapter;
+pub mod config;
 pub mod error;
+pub mod projection;
 pub mod quant;
 pub mod weights;
+
+pub use projection::Projection;

@@ -9,6 +9,8 @@ mod packed;
 mod q4_0;
 mod q4_1;
 mod q8_0;
+#[cfg(test)]
+mod reference_tests;
 
 pub use packed::{PackedMatrix, WeightBytes};
 
