@@ -9,6 +9,7 @@ pub mod config;
 pub mod error;
 pub mod projection;
 pub mod quant;
+pub mod tokenizer;
 pub mod weights;
 
 pub use projection::Projection;

@@ -156,14 +156,6 @@ impl<'a> Metadata<'a> {
         )
     }
 
-    /// The raw bytes of a string or an array, lengths of array strings included: what a digest over it reads.
-    pub(crate) fn raw(&self, key: &str) -> Option<&'a [u8]> {
-        match self.index.values.get(key)? {
-            Value::Str(range) | Value::Array { bytes: range, .. } => self.bytes.get(range.clone()),
-            _ => None,
-        }
-    }
-
     fn array(&self, key: &str, wanted: &[Element]) -> Option<(usize, &'a [u8])> {
         match self.index.values.get(key)? {
             Value::Array {
