@@ -5,6 +5,7 @@
 //! business of the families.
 
 use crate::error::LoadError;
+use crate::families::{self, Family};
 use crate::projection::Projection;
 use crate::weights::{Gguf, Metadata};
 
@@ -73,35 +74,6 @@ pub struct ModelConfig {
     pub qk_norm: bool,
 }
 
-/// What the families differ in, as far as files are concerned.
-struct Architecture {
-    name: &'static str,
-    rope_pairing: RopePairing,
-    qkv_bias: bool,
-    qk_norm: bool,
-}
-
-const ARCHITECTURES: &[Architecture] = &[
-    Architecture {
-        name: "llama",
-        rope_pairing: RopePairing::Interleaved,
-        qkv_bias: false,
-        qk_norm: false,
-    },
-    Architecture {
-        name: "qwen2",
-        rope_pairing: RopePairing::Halves,
-        qkv_bias: true,
-        qk_norm: false,
-    },
-    Architecture {
-        name: "qwen3",
-        rope_pairing: RopePairing::Halves,
-        qkv_bias: false,
-        qk_norm: true,
-    },
-];
-
 impl ModelConfig {
     /// Reads and checks the configuration of a model file.
     ///
@@ -141,43 +113,29 @@ impl ModelConfig {
         };
         let half = self.head_dim / 2;
         let in_head = (0..half).map(|i| 2 * i).chain((0..half).map(|i| 2 * i + 1));
-        Some(
-            (0..heads)
-                .flat_map(|head| in_head.clone().map(move |row| head * self.head_dim + row))
-                .collect(),
-        )
+        Some((0..heads).flat_map(|head| in_head.clone().map(move |row| head * self.head_dim + row)).collect())
     }
 
     /// Every tensor the file must have, with its shape, and the optional ones that it has.
     fn expected_tensors(&self) -> Vec<(String, Vec<usize>)> {
         let mut tensors = vec![
-            (
-                "token_embd.weight".to_owned(),
-                vec![self.vocab_size, self.hidden_size],
-            ),
+            ("token_embd.weight".to_owned(), vec![self.vocab_size, self.hidden_size]),
             ("output_norm.weight".to_owned(), vec![self.hidden_size]),
         ];
         if !self.tie_word_embeddings {
-            tensors.push((
-                "output.weight".to_owned(),
-                vec![self.vocab_size, self.hidden_size],
-            ));
+            tensors.push(("output.weight".to_owned(), vec![self.vocab_size, self.hidden_size]));
         }
         if matches!(self.rope_scaling, RopeScaling::Factors(_)) {
             tensors.push(("rope_freqs.weight".to_owned(), vec![self.head_dim / 2]));
         }
         for layer in 0..self.num_hidden_layers {
-            let mut add = |name: &str, shape: &[usize]| {
-                tensors.push((format!("blk.{layer}.{name}"), shape.to_vec()))
-            };
+            let mut add = |name: &str, shape: &[usize]| tensors.push((format!("blk.{layer}.{name}"), shape.to_vec()));
             add("attn_norm.weight", &[self.hidden_size]);
             add("ffn_norm.weight", &[self.hidden_size]);
             for projection in Projection::ALL {
                 let shape = self.projection_shape(projection);
                 add(&format!("{}.weight", projection.gguf_name()), &shape);
-                if self.qkv_bias
-                    && matches!(projection, Projection::Q | Projection::K | Projection::V)
-                {
+                if self.qkv_bias && matches!(projection, Projection::Q | Projection::K | Projection::V) {
                     add(&format!("{}.bias", projection.gguf_name()), &shape[..1]);
                 }
             }
@@ -189,18 +147,13 @@ impl ModelConfig {
         tensors
     }
 
-    fn check_tensors(&self, gguf: &Gguf, architecture: &Architecture) -> Result<(), LoadError> {
+    fn check_tensors(&self, gguf: &Gguf, architecture: &Family) -> Result<(), LoadError> {
         let expected = self.expected_tensors();
         for (name, shape) in &expected {
             gguf.expect_tensor(name, shape)?;
         }
-        let known: std::collections::HashSet<&str> =
-            expected.iter().map(|(name, _)| name.as_str()).collect();
-        match gguf
-            .tensors()
-            .iter()
-            .find(|tensor| !known.contains(tensor.name.as_str()))
-        {
+        let known: std::collections::HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+        match gguf.tensors().iter().find(|tensor| !known.contains(tensor.name.as_str())) {
             Some(tensor) => Err(LoadError::UnexpectedTensor {
                 file: gguf.file().to_owned(),
                 name: tensor.name.clone(),
@@ -215,58 +168,40 @@ impl ModelConfig {
 struct Keys<'a> {
     file: &'a str,
     metadata: Metadata<'a>,
-    architecture: &'static Architecture,
+    architecture: &'static Family,
 }
 
 impl<'a> Keys<'a> {
     fn new(gguf: &'a Gguf) -> Result<Self, LoadError> {
         let (file, metadata) = (gguf.file(), gguf.metadata());
         let key = "general.architecture";
-        let found = metadata
-            .str(key)
-            .ok_or_else(|| missing(file, key, "a string"))?;
-        let architecture = ARCHITECTURES
-            .iter()
-            .find(|known| known.name == found)
-            .ok_or_else(|| {
-                let known = ARCHITECTURES.iter().map(|known| known.name).collect();
-                LoadError::UnknownArchitecture {
-                    file: file.to_owned(),
-                    found: found.to_owned(),
-                    known,
-                }
-            })?;
-        Ok(Self {
-            file,
-            metadata,
-            architecture,
-        })
+        let found = metadata.str(key).ok_or_else(|| missing(file, key, "a string"))?;
+        let architecture = families::find(found).ok_or_else(|| LoadError::UnknownArchitecture {
+            file: file.to_owned(),
+            found: found.to_owned(),
+            known: families::FAMILIES.iter().map(|family| family.name).collect(),
+        })?;
+        Ok(Self { file, metadata, architecture })
     }
 
     fn config(&self, gguf: &Gguf) -> Result<ModelConfig, LoadError> {
         let hidden_size = self.size("embedding_length", 1..=MAX_WIDTH)?;
         let num_attention_heads = self.size("attention.head_count", 1..=MAX_HEADS)?;
-        let num_key_value_heads = self
-            .optional_size("attention.head_count_kv", 1..=MAX_HEADS)?
-            .unwrap_or(num_attention_heads);
+        let num_key_value_heads =
+            self.optional_size("attention.head_count_kv", 1..=MAX_HEADS)?.unwrap_or(num_attention_heads);
         if !num_attention_heads.is_multiple_of(num_key_value_heads) {
             let expected = format!("a divisor of {num_attention_heads} heads");
             return Err(self.refused("attention.head_count_kv", num_key_value_heads, expected));
         }
-        let head_dim = self
-            .optional_size("attention.key_length", 2..=MAX_HEAD_DIM)?
-            .unwrap_or(hidden_size / num_attention_heads);
+        let head_dim =
+            self.optional_size("attention.key_length", 2..=MAX_HEAD_DIM)?.unwrap_or(hidden_size / num_attention_heads);
         if !head_dim.is_multiple_of(2) || head_dim == 0 {
             return Err(self.refused("attention.key_length", head_dim, "an even number"));
         }
         for key in ["attention.value_length", "rope.dimension_count"] {
             match self.optional_size(key, 1..=MAX_HEAD_DIM)? {
                 Some(found) if found != head_dim => {
-                    return Err(self.refused(
-                        key,
-                        found,
-                        format!("{head_dim}, the length of a key"),
-                    ));
+                    return Err(self.refused(key, found, format!("{head_dim}, the length of a key")));
                 }
                 _ => {}
             }
@@ -282,13 +217,7 @@ impl<'a> Keys<'a> {
             head_dim,
             rms_norm_eps: self
                 .positive("attention.layer_norm_rms_epsilon", 1.0)?
-                .ok_or_else(|| {
-                    missing(
-                        self.file,
-                        &self.key("attention.layer_norm_rms_epsilon"),
-                        "a float",
-                    )
-                })?,
+                .ok_or_else(|| missing(self.file, &self.key("attention.layer_norm_rms_epsilon"), "a float"))?,
             rope_theta: self.positive("rope.freq_base", 1e12)?.unwrap_or(10_000.0),
             rope_scaling: self.rope_scaling(gguf, head_dim)?,
             rope_pairing: self.architecture.rope_pairing,
@@ -301,13 +230,8 @@ impl<'a> Keys<'a> {
 
     /// The key says it, or else the tokens are counted; the embedding's shape is checked against it with the rest.
     fn vocab_size(&self, gguf: &Gguf) -> Result<usize, LoadError> {
-        let tokens = self
-            .metadata
-            .str_array("tokenizer.ggml.tokens")
-            .map(|tokens| tokens.len());
-        let embedding = gguf
-            .tensor("token_embd.weight")
-            .map(|tensor| tensor.shape[0]);
+        let tokens = self.metadata.str_array("tokenizer.ggml.tokens").map(|tokens| tokens.len());
+        let embedding = gguf.tensor("token_embd.weight").map(|tensor| tensor.shape[0]);
         let size = match self.optional_size("vocab_size", 1..=MAX_VOCABULARY)? {
             Some(size) => size,
             None => tokens.or(embedding).unwrap_or(0),
@@ -316,11 +240,9 @@ impl<'a> Keys<'a> {
             return Err(self.refused("vocab_size", size, format!("1 to {MAX_VOCABULARY}")));
         }
         match tokens {
-            Some(tokens) if tokens != size => Err(self.refused(
-                "vocab_size",
-                size,
-                format!("{tokens}, the number of tokens"),
-            )),
+            Some(tokens) if tokens != size => {
+                Err(self.refused("vocab_size", size, format!("{tokens}, the number of tokens")))
+            }
             _ => Ok(size),
         }
     }
@@ -329,15 +251,8 @@ impl<'a> Keys<'a> {
         let name = "rope_freqs.weight";
         if gguf.tensor(name).is_some() {
             let factors = gguf.vector_f32(name, head_dim / 2)?;
-            if !factors
-                .iter()
-                .all(|factor| factor.is_finite() && *factor > 0.0)
-            {
-                return Err(LoadError::NotFinite {
-                    file: self.file.to_owned(),
-                    name: name.to_owned(),
-                    block: 0,
-                });
+            if !factors.iter().all(|factor| factor.is_finite() && *factor > 0.0) {
+                return Err(LoadError::NotFinite { file: self.file.to_owned(), name: name.to_owned(), block: 0 });
             }
             return Ok(RopeScaling::Factors(factors));
         }
@@ -345,11 +260,7 @@ impl<'a> Keys<'a> {
             None | Some("none") => Ok(RopeScaling::None),
             Some("linear") => match self.positive("rope.scaling.factor", 1e6)? {
                 Some(factor) => Ok(RopeScaling::Linear(factor)),
-                None => Err(missing(
-                    self.file,
-                    &self.key("rope.scaling.factor"),
-                    "a float",
-                )),
+                None => Err(missing(self.file, &self.key("rope.scaling.factor"), "a float")),
             },
             Some(found) => Err(self.refused("rope.scaling.type", found, "none or linear")),
         }
@@ -359,13 +270,8 @@ impl<'a> Keys<'a> {
         format!("{}.{suffix}", self.architecture.name)
     }
 
-    fn size(
-        &self,
-        suffix: &str,
-        accepted: std::ops::RangeInclusive<usize>,
-    ) -> Result<usize, LoadError> {
-        self.optional_size(suffix, accepted)?
-            .ok_or_else(|| missing(self.file, &self.key(suffix), "an integer"))
+    fn size(&self, suffix: &str, accepted: std::ops::RangeInclusive<usize>) -> Result<usize, LoadError> {
+        self.optional_size(suffix, accepted)?.ok_or_else(|| missing(self.file, &self.key(suffix), "an integer"))
     }
 
     fn optional_size(
@@ -377,17 +283,10 @@ impl<'a> Keys<'a> {
         if !self.metadata.contains(&key) {
             return Ok(None);
         }
-        let found = self
-            .metadata
-            .u64(&key)
-            .ok_or_else(|| missing(self.file, &key, "an integer"))?;
+        let found = self.metadata.u64(&key).ok_or_else(|| missing(self.file, &key, "an integer"))?;
         match usize::try_from(found) {
             Ok(size) if accepted.contains(&size) => Ok(Some(size)),
-            _ => Err(self.refused(
-                suffix,
-                found,
-                format!("{} to {}", accepted.start(), accepted.end()),
-            )),
+            _ => Err(self.refused(suffix, found, format!("{} to {}", accepted.start(), accepted.end()))),
         }
     }
 
@@ -397,10 +296,7 @@ impl<'a> Keys<'a> {
         if !self.metadata.contains(&key) {
             return Ok(None);
         }
-        let found = self
-            .metadata
-            .f64(&key)
-            .ok_or_else(|| missing(self.file, &key, "a float"))?;
+        let found = self.metadata.f64(&key).ok_or_else(|| missing(self.file, &key, "a float"))?;
         if found > 0.0 && found < limit {
             Ok(Some(found as f32))
         } else {
@@ -408,12 +304,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    fn refused(
-        &self,
-        suffix: &str,
-        found: impl ToString,
-        expected: impl Into<String>,
-    ) -> LoadError {
+    fn refused(&self, suffix: &str, found: impl ToString, expected: impl Into<String>) -> LoadError {
         LoadError::KeyValue {
             file: self.file.to_owned(),
             key: self.key(suffix),
@@ -424,11 +315,7 @@ impl<'a> Keys<'a> {
 }
 
 fn missing(file: &str, key: &str, expected: &'static str) -> LoadError {
-    LoadError::MissingKey {
-        file: file.to_owned(),
-        key: key.to_owned(),
-        expected,
-    }
+    LoadError::MissingKey { file: file.to_owned(), key: key.to_owned(), expected }
 }
 
 #[cfg(test)]
@@ -503,22 +390,10 @@ mod tests {
 
     #[test]
     fn the_families_differ_in_biases_norms_and_rotary_pairs() {
-        let halves = ModelConfig {
-            rope_pairing: RopePairing::Halves,
-            ..tiny()
-        };
-        let qwen2 = ModelConfig {
-            model_type: "qwen2".to_owned(),
-            qkv_bias: true,
-            ..halves.clone()
-        };
+        let halves = ModelConfig { rope_pairing: RopePairing::Halves, ..tiny() };
+        let qwen2 = ModelConfig { model_type: "qwen2".to_owned(), qkv_bias: true, ..halves.clone() };
         assert_eq!(read(with_tensors(keys("qwen2"), &qwen2)).unwrap(), qwen2);
-        let qwen3 = ModelConfig {
-            model_type: "qwen3".to_owned(),
-            qk_norm: true,
-            head_dim: 6,
-            ..halves
-        };
+        let qwen3 = ModelConfig { model_type: "qwen3".to_owned(), qk_norm: true, head_dim: 6, ..halves };
         let writer = keys("qwen3").u32("qwen3.attention.key_length", 6);
         assert_eq!(read(with_tensors(writer, &qwen3)).unwrap(), qwen3);
     }
@@ -531,10 +406,7 @@ mod tests {
             rope_theta: 5e5,
             ..tiny()
         };
-        let plain = ModelConfig {
-            rope_scaling: RopeScaling::None,
-            ..config.clone()
-        };
+        let plain = ModelConfig { rope_scaling: RopeScaling::None, ..config.clone() };
         let writer = with_tensors(keys("llama").f32("llama.rope.freq_base", 5e5), &plain).tensor(
             "rope_freqs.weight",
             &[2],
@@ -547,18 +419,12 @@ mod tests {
     #[test]
     fn an_unknown_architecture_is_named_with_those_we_know() {
         let error = read(keys("mamba")).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "<memory>: architecture `mamba` is not supported, only llama, qwen2, qwen3"
-        );
+        assert_eq!(error, "<memory>: architecture `mamba` is not supported, only llama, qwen2, qwen3");
     }
 
     #[track_caller]
     fn check_refused(writer: GgufWriter, expected: &str) {
-        assert_eq!(
-            read(writer).unwrap_err().to_string(),
-            format!("<memory>: {expected}")
-        );
+        assert_eq!(read(writer).unwrap_err().to_string(), format!("<memory>: {expected}"));
     }
 
     #[test]
@@ -584,10 +450,7 @@ mod tests {
                 writer.f32("llama.attention.layer_norm_rms_epsilon", 1e-5)
             }
         };
-        check_refused(
-            without("block_count"),
-            "metadata `llama.block_count` is missing or is not an integer",
-        );
+        check_refused(without("block_count"), "metadata `llama.block_count` is missing or is not an integer");
         check_refused(
             without("block_count").u32("llama.block_count", 100_000),
             "metadata `llama.block_count` is 100000, expected 1 to 256",
@@ -605,8 +468,7 @@ mod tests {
             "metadata `llama.rope.dimension_count` is 2, expected 4, the length of a key",
         );
         check_refused(
-            without("attention.layer_norm_rms_epsilon")
-                .f32("llama.attention.layer_norm_rms_epsilon", f32::NAN),
+            without("attention.layer_norm_rms_epsilon").f32("llama.attention.layer_norm_rms_epsilon", f32::NAN),
             "metadata `llama.attention.layer_norm_rms_epsilon` is NaN, expected above 0 and below 1",
         );
         check_refused(
@@ -622,21 +484,13 @@ mod tests {
     #[test]
     fn tensors_must_have_the_shapes_that_the_numbers_say_and_all_have_a_use() {
         check_refused(keys("llama"), "tensor `token_embd.weight` is missing");
-        let wider = ModelConfig {
-            intermediate_size: 16,
-            ..tiny()
-        };
+        let wider = ModelConfig { intermediate_size: 16, ..tiny() };
         check_refused(
             with_tensors(keys("llama"), &wider),
             "tensor `blk.0.ffn_gate.weight`: expected shape [12, 8], file has [16, 8]",
         );
         check_refused(
-            with_tensors(keys("llama"), &tiny()).tensor(
-                "blk.0.attn_q.bias",
-                &[8],
-                TensorType::F32,
-                &[1.0; 8],
-            ),
+            with_tensors(keys("llama"), &tiny()).tensor("blk.0.attn_q.bias", &[8], TensorType::F32, &[1.0; 8]),
             "tensor `blk.0.attn_q.bias` does not belong to architecture `llama`",
         );
     }
@@ -644,10 +498,7 @@ mod tests {
     #[test]
     fn interleaved_rows_are_found_in_halves_order() {
         // Two heads of 4: pairs (0, 1) and (2, 3) of the file are (0, 2) and (1, 3) of a head in halves.
-        assert_eq!(
-            tiny().file_row_order(Projection::Q),
-            Some(vec![0, 2, 1, 3, 4, 6, 5, 7])
-        );
+        assert_eq!(tiny().file_row_order(Projection::Q), Some(vec![0, 2, 1, 3, 4, 6, 5, 7]));
         assert_eq!(tiny().file_row_order(Projection::K), Some(vec![0, 2, 1, 3]));
         assert_eq!(tiny().file_row_order(Projection::V), None);
     }

@@ -23,15 +23,7 @@ pub enum Projection {
 
 impl Projection {
     /// All seven, in the order in which a layer uses them.
-    pub const ALL: [Self; 7] = [
-        Self::Q,
-        Self::K,
-        Self::V,
-        Self::O,
-        Self::Gate,
-        Self::Up,
-        Self::Down,
-    ];
+    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
 
     /// The name in `config.json` and PEFT's `target_modules`, as `q_proj`.
     pub fn name(self) -> &'static str {
@@ -48,9 +40,7 @@ impl Projection {
 
     /// The inverse of [`name`](Self::name).
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|projection| projection.name() == name)
+        Self::ALL.into_iter().find(|projection| projection.name() == name)
     }
 
     /// The name inside a GGUF file's `blk.N.`, as `attn_q`.

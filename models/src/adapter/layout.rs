@@ -26,12 +26,7 @@ pub struct LoraConfig {
 impl Default for LoraConfig {
     /// Rank 8, alpha 16, all seven projections.
     fn default() -> Self {
-        Self {
-            rank: 8,
-            alpha: 16.0,
-            use_rslora: false,
-            target_modules: Projection::ALL.to_vec(),
-        }
+        Self { rank: 8, alpha: 16.0, use_rslora: false, target_modules: Projection::ALL.to_vec() }
     }
 }
 
@@ -43,13 +38,7 @@ impl LoraConfig {
     }
 
     fn check(&self) -> Result<(), AdapterError> {
-        let refused = |name, found, expected| {
-            Err(AdapterError::Setting {
-                name,
-                found,
-                expected,
-            })
-        };
+        let refused = |name, found, expected| Err(AdapterError::Setting { name, found, expected });
         if !(1..=MAX_RANK).contains(&self.rank) {
             return refused("rank", self.rank.to_string(), "1 to 1024");
         }
@@ -57,11 +46,7 @@ impl LoraConfig {
             return refused("alpha", self.alpha.to_string(), "a number above 0");
         }
         if self.target_modules.is_empty() {
-            return refused(
-                "target_modules",
-                "empty".to_owned(),
-                "at least one projection",
-            );
+            return refused("target_modules", "empty".to_owned(), "at least one projection");
         }
         Ok(())
     }
@@ -113,15 +98,7 @@ impl AdapterLayout {
                 let a = len..len + rank * d_in;
                 let b = a.end..a.end + d_out * rank;
                 len = b.end;
-                pairs.push(PairLayout {
-                    layer,
-                    projection,
-                    d_in,
-                    d_out,
-                    rank,
-                    a,
-                    b,
-                });
+                pairs.push(PairLayout { layer, projection, d_in, d_out, rank, a, b });
             }
         }
         Ok(Arc::new(Self { config, pairs, len }))
@@ -154,17 +131,11 @@ impl AdapterLayout {
         }
         let differing = self.pairs.iter().zip(&other.pairs).find(|(a, b)| a != b);
         let describe = |pair: &PairLayout| {
-            format!(
-                "layer {} {} [{}, {}] rank {}",
-                pair.layer, pair.projection, pair.d_out, pair.d_in, pair.rank
-            )
+            format!("layer {} {} [{}, {}] rank {}", pair.layer, pair.projection, pair.d_out, pair.d_in, pair.rank)
         };
         let (expected, found) = match differing {
             Some((a, b)) => (describe(a), describe(b)),
-            None => (
-                format!("{} pairs", self.pairs.len()),
-                format!("{} pairs", other.pairs.len()),
-            ),
+            None => (format!("{} pairs", self.pairs.len()), format!("{} pairs", other.pairs.len())),
         };
         Err(AdapterError::Layout { expected, found })
     }
@@ -177,17 +148,10 @@ mod tests {
 
     #[test]
     fn pairs_follow_each_other_without_a_gap() {
-        let config = LoraConfig {
-            rank: 2,
-            target_modules: vec![Projection::Down, Projection::K],
-            ..Default::default()
-        };
+        let config =
+            LoraConfig { rank: 2, target_modules: vec![Projection::Down, Projection::K], ..Default::default() };
         let layout = AdapterLayout::new(&tiny(), &config).unwrap();
-        let places: Vec<_> = layout
-            .pairs()
-            .iter()
-            .map(|p| (p.layer, p.projection, p.a.clone(), p.b.clone()))
-            .collect();
+        let places: Vec<_> = layout.pairs().iter().map(|p| (p.layer, p.projection, p.a.clone(), p.b.clone())).collect();
         // K: 4 of 8, Down: 8 of 12.
         assert_eq!(places[0], (0, Projection::K, 0..16, 16..24));
         assert_eq!(places[1], (0, Projection::Down, 24..48, 48..64));
@@ -197,40 +161,17 @@ mod tests {
 
     #[test]
     fn scaling_divides_by_the_rank_or_its_root() {
-        let config = LoraConfig {
-            rank: 4,
-            alpha: 8.0,
-            ..Default::default()
-        };
+        let config = LoraConfig { rank: 4, alpha: 8.0, ..Default::default() };
         assert_eq!(config.scaling(), 2.0);
-        assert_eq!(
-            LoraConfig {
-                use_rslora: true,
-                ..config
-            }
-            .scaling(),
-            4.0
-        );
+        assert_eq!(LoraConfig { use_rslora: true, ..config }.scaling(), 4.0);
     }
 
     #[test]
     fn settings_out_of_range_are_refused() {
         let check = |config: LoraConfig| AdapterLayout::new(&tiny(), &config).is_err();
-        assert!(check(LoraConfig {
-            rank: 0,
-            ..Default::default()
-        }));
-        assert!(check(LoraConfig {
-            rank: 4096,
-            ..Default::default()
-        }));
-        assert!(check(LoraConfig {
-            alpha: f32::NAN,
-            ..Default::default()
-        }));
-        assert!(check(LoraConfig {
-            target_modules: vec![],
-            ..Default::default()
-        }));
+        assert!(check(LoraConfig { rank: 0, ..Default::default() }));
+        assert!(check(LoraConfig { rank: 4096, ..Default::default() }));
+        assert!(check(LoraConfig { alpha: f32::NAN, ..Default::default() }));
+        assert!(check(LoraConfig { target_modules: vec![], ..Default::default() }));
     }
 }

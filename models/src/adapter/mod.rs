@@ -58,10 +58,7 @@ impl Adapter {
 
     /// All zeros.
     pub fn zeros(layout: &Arc<AdapterLayout>) -> Self {
-        Self {
-            layout: Arc::clone(layout),
-            values: vec![0.0; layout.len()],
-        }
+        Self { layout: Arc::clone(layout), values: vec![0.0; layout.len()] }
     }
 
     /// All zeros, in the layout of `other`.
@@ -73,20 +70,11 @@ impl Adapter {
     ///
     /// # Errors
     /// [`AdapterError::ValueCount`].
-    pub fn from_values(
-        layout: &Arc<AdapterLayout>,
-        values: Vec<f32>,
-    ) -> Result<Self, AdapterError> {
+    pub fn from_values(layout: &Arc<AdapterLayout>, values: Vec<f32>) -> Result<Self, AdapterError> {
         if values.len() != layout.len() {
-            return Err(AdapterError::ValueCount {
-                expected: layout.len(),
-                found: values.len(),
-            });
+            return Err(AdapterError::ValueCount { expected: layout.len(), found: values.len() });
         }
-        Ok(Self {
-            layout: Arc::clone(layout),
-            values,
-        })
+        Ok(Self { layout: Arc::clone(layout), values })
     }
 
     /// Moves this adapter towards another one, in place: `self = lambda · self + (1 − lambda) · towards`.
@@ -103,11 +91,7 @@ impl Adapter {
     pub fn interpolate(&mut self, towards: &Self, lambda: f32) -> Result<(), AdapterError> {
         self.layout.check_same(&towards.layout)?;
         if !(0.0..=1.0).contains(&lambda) {
-            return Err(AdapterError::Setting {
-                name: "lambda",
-                found: lambda.to_string(),
-                expected: "0 to 1",
-            });
+            return Err(AdapterError::Setting { name: "lambda", found: lambda.to_string(), expected: "0 to 1" });
         }
         let rest = 1.0 - lambda;
         for (slow, fast) in self.values.iter_mut().zip(&towards.values) {

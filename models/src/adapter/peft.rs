@@ -54,10 +54,7 @@ pub struct BaseIdentity {
 impl BaseIdentity {
     /// The digest in lower-case hex, as it is stored.
     pub fn sha256_hex(&self) -> String {
-        self.sha256
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        self.sha256.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
@@ -76,79 +73,40 @@ pub struct PeftAdapter {
 /// # Errors
 /// [`AdapterError::Unsupported`] for DoRA and every other feature that would change the result;
 /// [`AdapterError::Base`] if it was trained on another model than `base`; the tensor errors name the tensor.
-pub fn read_peft(
-    dir: &Path,
-    model: &ModelConfig,
-    base: &BaseIdentity,
-) -> Result<PeftAdapter, AdapterError> {
+pub fn read_peft(dir: &Path, model: &ModelConfig, base: &BaseIdentity) -> Result<PeftAdapter, AdapterError> {
     let config_path = dir.join(CONFIG_FILE);
     let config_file = config_path.display().to_string();
     let bytes = read_capped(&config_path, MAX_CONFIG_BYTES)?;
     let config: Map<String, Value> =
-        serde_json::from_slice(&bytes).map_err(|source| AdapterError::Json {
-            file: config_file.clone(),
-            source,
-        })?;
-    let settings = Settings {
-        file: &config_file,
-        config: &config,
-    };
+        serde_json::from_slice(&bytes).map_err(|source| AdapterError::Json { file: config_file.clone(), source })?;
+    let settings = Settings { file: &config_file, config: &config };
     settings.check_supported()?;
-    let mut base_is_known = check_base(
-        &config_file,
-        config.get(BASE_KEY).and_then(Value::as_str),
-        base,
-    )?;
+    let mut base_is_known = check_base(&config_file, config.get(BASE_KEY).and_then(Value::as_str), base)?;
 
     let rank = settings.rank()?;
     let weights_path = dir.join(WEIGHTS_FILE);
     let weights_file = weights_path.display().to_string();
     let bytes = read_capped(&weights_path, largest_file_bytes(model, rank)?)?;
-    let safetensors = |source| AdapterError::Safetensors {
-        file: weights_file.clone(),
-        source,
-    };
+    let safetensors = |source| AdapterError::Safetensors { file: weights_file.clone(), source };
     check_header_len(&weights_file, &bytes)?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(safetensors)?;
-    let stored = header
-        .metadata()
-        .as_ref()
-        .and_then(|metadata| metadata.get(BASE_KEY));
+    let stored = header.metadata().as_ref().and_then(|metadata| metadata.get(BASE_KEY));
     base_is_known |= check_base(&weights_file, stored.map(String::as_str), base)?;
 
     let tensors = SafeTensors::deserialize(&bytes).map_err(safetensors)?;
     let target_modules = targets(&weights_file, &tensors)?;
     settings.check_targets(&target_modules)?;
-    let config = LoraConfig {
-        rank,
-        alpha: settings.alpha()?,
-        use_rslora: settings.flag("use_rslora")?,
-        target_modules,
-    };
+    let config =
+        LoraConfig { rank, alpha: settings.alpha()?, use_rslora: settings.flag("use_rslora")?, target_modules };
     let layout = AdapterLayout::new(model, &config)?;
     let mut values = vec![0.0; layout.len()];
     for pair in layout.pairs() {
         let [a, b] = shapes(pair);
-        read_tensor(
-            &weights_file,
-            &tensors,
-            &name(pair, 'A'),
-            a,
-            &mut values[pair.a.clone()],
-        )?;
-        read_tensor(
-            &weights_file,
-            &tensors,
-            &name(pair, 'B'),
-            b,
-            &mut values[pair.b.clone()],
-        )?;
+        read_tensor(&weights_file, &tensors, &name(pair, 'A'), a, &mut values[pair.a.clone()])?;
+        read_tensor(&weights_file, &tensors, &name(pair, 'B'), b, &mut values[pair.b.clone()])?;
     }
     check_all_used(&weights_file, &tensors, &layout)?;
-    Ok(PeftAdapter {
-        adapter: Adapter::from_values(&layout, values)?,
-        base_is_known,
-    })
+    Ok(PeftAdapter { adapter: Adapter::from_values(&layout, values)?, base_is_known })
 }
 
 /// Writes a PEFT folder, which is created if need be. Each file is complete before it gets its name; the configuration
@@ -159,13 +117,8 @@ pub fn read_peft(
 pub fn write_peft(dir: &Path, adapter: &Adapter, base: &BaseIdentity) -> Result<(), AdapterError> {
     fs::create_dir_all(dir).map_err(|source| io_error(dir, source))?;
     write_whole(&dir.join(WEIGHTS_FILE), &weights_bytes(adapter, base))?;
-    let config =
-        serde_json::to_vec_pretty(&config_json(adapter.config(), base)).map_err(|source| {
-            AdapterError::Json {
-                file: CONFIG_FILE.to_owned(),
-                source,
-            }
-        })?;
+    let config = serde_json::to_vec_pretty(&config_json(adapter.config(), base))
+        .map_err(|source| AdapterError::Json { file: CONFIG_FILE.to_owned(), source })?;
     write_whole(&dir.join(CONFIG_FILE), &config)?;
     sync_dir(dir).map_err(|source| io_error(dir, source))
 }
@@ -206,18 +159,12 @@ impl Settings<'_> {
 
     fn rank(&self) -> Result<usize, AdapterError> {
         let value = self.config.get("r").unwrap_or(&Value::Null);
-        value
-            .as_u64()
-            .and_then(|rank| usize::try_from(rank).ok())
-            .ok_or_else(|| self.unsupported("r", value))
+        value.as_u64().and_then(|rank| usize::try_from(rank).ok()).ok_or_else(|| self.unsupported("r", value))
     }
 
     fn alpha(&self) -> Result<f32, AdapterError> {
         let value = self.config.get("lora_alpha").unwrap_or(&Value::Null);
-        value
-            .as_f64()
-            .map(|alpha| alpha as f32)
-            .ok_or_else(|| self.unsupported("lora_alpha", value))
+        value.as_f64().map(|alpha| alpha as f32).ok_or_else(|| self.unsupported("lora_alpha", value))
     }
 
     fn flag(&self, key: &str) -> Result<bool, AdapterError> {
@@ -235,9 +182,7 @@ impl Settings<'_> {
             return Ok(());
         };
         for value in listed {
-            let module = value
-                .as_str()
-                .and_then(|path| Projection::from_name(path.rsplit('.').next().unwrap_or(path)));
+            let module = value.as_str().and_then(|path| Projection::from_name(path.rsplit('.').next().unwrap_or(path)));
             if !module.is_some_and(|module| found.contains(&module)) {
                 return Err(self.unsupported("target_modules", value));
             }
@@ -246,11 +191,7 @@ impl Settings<'_> {
     }
 
     fn unsupported(&self, feature: &str, found: &Value) -> AdapterError {
-        AdapterError::Unsupported {
-            file: self.file.to_owned(),
-            feature: feature.to_owned(),
-            found: found.to_string(),
-        }
+        AdapterError::Unsupported { file: self.file.to_owned(), feature: feature.to_owned(), found: found.to_string() }
     }
 }
 
@@ -271,35 +212,19 @@ fn check_base(file: &str, stored: Option<&str>, base: &BaseIdentity) -> Result<b
     match stored {
         None => Ok(false),
         Some(stored) if stored.eq_ignore_ascii_case(&expected) => Ok(true),
-        Some(stored) => Err(AdapterError::Base {
-            file: file.to_owned(),
-            expected,
-            found: stored.to_owned(),
-        }),
+        Some(stored) => Err(AdapterError::Base { file: file.to_owned(), expected, found: stored.to_owned() }),
     }
 }
 
 fn largest_file_bytes(model: &ModelConfig, rank: usize) -> Result<u64, AdapterError> {
-    let layout = AdapterLayout::new(
-        model,
-        &LoraConfig {
-            rank,
-            ..LoraConfig::default()
-        },
-    )?;
+    let layout = AdapterLayout::new(model, &LoraConfig { rank, ..LoraConfig::default() })?;
     Ok(layout.len() as u64 * 4 + MAX_HEADER_BYTES)
 }
 
 fn check_header_len(file: &str, bytes: &[u8]) -> Result<(), AdapterError> {
-    let len_bytes = bytes
-        .first_chunk()
-        .map_or(0, |len| u64::from_le_bytes(*len));
+    let len_bytes = bytes.first_chunk().map_or(0, |len| u64::from_le_bytes(*len));
     if len_bytes > MAX_HEADER_BYTES {
-        return Err(AdapterError::TooLarge {
-            file: file.to_owned(),
-            len_bytes,
-            limit_bytes: MAX_HEADER_BYTES,
-        });
+        return Err(AdapterError::TooLarge { file: file.to_owned(), len_bytes, limit_bytes: MAX_HEADER_BYTES });
     }
     Ok(())
 }
@@ -307,10 +232,7 @@ fn check_header_len(file: &str, bytes: &[u8]) -> Result<(), AdapterError> {
 /// The tensor's name: `base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight`.
 fn name(pair: &PairLayout, matrix: char) -> String {
     let (parent, projection) = (pair.projection.parent(), pair.projection.name());
-    format!(
-        "{PREFIX}{}.{parent}.{projection}.lora_{matrix}.weight",
-        pair.layer
-    )
+    format!("{PREFIX}{}.{parent}.{projection}.lora_{matrix}.weight", pair.layer)
 }
 
 fn shapes(pair: &PairLayout) -> [[usize; 2]; 2] {
@@ -321,42 +243,25 @@ fn shapes(pair: &PairLayout) -> [[usize; 2]; 2] {
 fn targets(file: &str, tensors: &SafeTensors) -> Result<Vec<Projection>, AdapterError> {
     let mut found = BTreeSet::new();
     for name in tensors.names() {
-        let module = name
-            .strip_suffix(".lora_A.weight")
-            .or_else(|| name.strip_suffix(".lora_B.weight"));
-        let projection =
-            module.and_then(|module| Projection::from_name(module.rsplit('.').next()?));
+        let module = name.strip_suffix(".lora_A.weight").or_else(|| name.strip_suffix(".lora_B.weight"));
+        let projection = module.and_then(|module| Projection::from_name(module.rsplit('.').next()?));
         found.insert(projection.ok_or_else(|| unexpected(file, name))?);
     }
     Ok(found.into_iter().collect())
 }
 
 /// With every expected tensor present, one more can only be a stranger.
-fn check_all_used(
-    file: &str,
-    tensors: &SafeTensors,
-    layout: &AdapterLayout,
-) -> Result<(), AdapterError> {
-    let expected: BTreeSet<String> = layout
-        .pairs()
-        .iter()
-        .flat_map(|pair| [name(pair, 'A'), name(pair, 'B')])
-        .collect();
-    match tensors
-        .names()
-        .into_iter()
-        .find(|name| !expected.contains(*name))
-    {
+fn check_all_used(file: &str, tensors: &SafeTensors, layout: &AdapterLayout) -> Result<(), AdapterError> {
+    let expected: BTreeSet<String> =
+        layout.pairs().iter().flat_map(|pair| [name(pair, 'A'), name(pair, 'B')]).collect();
+    match tensors.names().into_iter().find(|name| !expected.contains(*name)) {
         Some(name) => Err(unexpected(file, name)),
         None => Ok(()),
     }
 }
 
 fn unexpected(file: &str, name: &str) -> AdapterError {
-    AdapterError::UnexpectedTensor {
-        file: file.to_owned(),
-        name: name.to_owned(),
-    }
+    AdapterError::UnexpectedTensor { file: file.to_owned(), name: name.to_owned() }
 }
 
 fn read_tensor(
@@ -372,52 +277,30 @@ fn read_tensor(
     };
     if tensor.shape() != shape {
         let (expected, found) = (shape.to_vec(), tensor.shape().to_vec());
-        return Err(AdapterError::Shape {
-            file,
-            name,
-            expected,
-            found,
-        });
+        return Err(AdapterError::Shape { file, name, expected, found });
     }
     let tensor_type = match tensor.dtype() {
         Dtype::F32 => TensorType::F32,
         Dtype::F16 => TensorType::F16,
         Dtype::BF16 => TensorType::BF16,
         other => {
-            return Err(AdapterError::TensorType {
-                file,
-                name,
-                found: format!("{other:?}"),
-            });
+            return Err(AdapterError::TensorType { file, name, found: format!("{other:?}") });
         }
     };
     // The crate checked that the bytes are shape × type.
     tensor_type.dequantize(tensor.data(), values);
-    if values.iter().all(|value| value.is_finite()) {
-        Ok(())
-    } else {
-        Err(AdapterError::NotFinite { file, name })
-    }
+    if values.iter().all(|value| value.is_finite()) { Ok(()) } else { Err(AdapterError::NotFinite { file, name }) }
 }
 
 /// The safetensors file: header length, header, values. Written by hand because the crate keeps the metadata in a map of
 /// random order, and the same adapter must give the same bytes.
 fn weights_bytes(adapter: &Adapter, base: &BaseIdentity) -> Vec<u8> {
     let mut header = Map::new();
-    header.insert(
-        "__metadata__".to_owned(),
-        json!({ "format": "pt", BASE_KEY: base.sha256_hex() }),
-    );
+    header.insert("__metadata__".to_owned(), json!({ "format": "pt", BASE_KEY: base.sha256_hex() }));
     for pair in adapter.layout().pairs() {
-        for (matrix, shape, range) in [
-            ('A', shapes(pair)[0], &pair.a),
-            ('B', shapes(pair)[1], &pair.b),
-        ] {
+        for (matrix, shape, range) in [('A', shapes(pair)[0], &pair.a), ('B', shapes(pair)[1], &pair.b)] {
             let offsets = [range.start * 4, range.end * 4];
-            header.insert(
-                name(pair, matrix),
-                json!({ "dtype": "F32", "shape": shape, "data_offsets": offsets }),
-            );
+            header.insert(name(pair, matrix), json!({ "dtype": "F32", "shape": shape, "data_offsets": offsets }));
         }
     }
     let mut header = Value::Object(header).to_string().into_bytes();
@@ -425,19 +308,12 @@ fn weights_bytes(adapter: &Adapter, base: &BaseIdentity) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(8 + header.len() + adapter.values().len() * 4);
     bytes.extend((header.len() as u64).to_le_bytes());
     bytes.extend(header);
-    adapter
-        .values()
-        .iter()
-        .for_each(|value| bytes.extend(value.to_le_bytes()));
+    adapter.values().iter().for_each(|value| bytes.extend(value.to_le_bytes()));
     bytes
 }
 
 fn config_json(config: &LoraConfig, base: &BaseIdentity) -> Value {
-    let target_modules: Vec<_> = config
-        .target_modules
-        .iter()
-        .map(|projection| projection.name())
-        .collect();
+    let target_modules: Vec<_> = config.target_modules.iter().map(|projection| projection.name()).collect();
     json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -460,10 +336,7 @@ fn config_json(config: &LoraConfig, base: &BaseIdentity) -> Value {
 }
 
 fn io_error(path: &Path, source: io::Error) -> AdapterError {
-    AdapterError::Io {
-        file: path.display().to_string(),
-        source,
-    }
+    AdapterError::Io { file: path.display().to_string(), source }
 }
 
 /// Reads a regular file of at most `limit_bytes`, as it was when it was opened.
@@ -477,11 +350,7 @@ fn read_capped(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, AdapterError> {
     let opened = File::open(path).map_err(io)?;
     let len_bytes = opened.metadata().map_err(io)?.len();
     if len_bytes > limit_bytes {
-        return Err(AdapterError::TooLarge {
-            file,
-            len_bytes,
-            limit_bytes,
-        });
+        return Err(AdapterError::TooLarge { file, len_bytes, limit_bytes });
     }
     let mut bytes = Vec::new();
     opened.take(len_bytes).read_to_end(&mut bytes).map_err(io)?;

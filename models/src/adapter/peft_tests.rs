@@ -46,10 +46,7 @@ impl Folder {
     fn patch_header(&self, from: &str, to: &str) {
         assert_eq!(from.len(), to.len());
         let mut bytes = fs::read(self.weights()).unwrap();
-        let at = bytes
-            .windows(from.len())
-            .position(|window| window == from.as_bytes())
-            .unwrap();
+        let at = bytes.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
         bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
         fs::write(self.weights(), bytes).unwrap();
     }
@@ -62,19 +59,12 @@ impl Drop for Folder {
 }
 
 fn base() -> BaseIdentity {
-    BaseIdentity {
-        model_name: "tiny".to_owned(),
-        sha256: [0xab; 32],
-    }
+    BaseIdentity { model_name: "tiny".to_owned(), sha256: [0xab; 32] }
 }
 
 fn adapter() -> Adapter {
-    let config = LoraConfig {
-        rank: 2,
-        alpha: 3.0,
-        use_rslora: true,
-        target_modules: vec![Projection::K, Projection::Down],
-    };
+    let config =
+        LoraConfig { rank: 2, alpha: 3.0, use_rslora: true, target_modules: vec![Projection::K, Projection::Down] };
     let mut adapter = Adapter::init(&tiny(), &config, 7).unwrap();
     for (number, value) in adapter.values_mut().iter_mut().enumerate() {
         *value += number as f32; // B too, and every value its own
@@ -88,38 +78,23 @@ fn an_adapter_comes_back_as_it_was_written() {
     let read = folder.read().unwrap();
     assert_eq!(read.adapter, adapter());
     assert!(read.base_is_known);
-    assert!(
-        fs::read_dir(&folder.0).unwrap().count() == 2,
-        "no temporary file is left"
-    );
+    assert!(fs::read_dir(&folder.0).unwrap().count() == 2, "no temporary file is left");
 }
 
 #[test]
 fn the_same_adapter_gives_the_same_bytes() {
     let (first, second) = (Folder::written("bytes-1"), Folder::written("bytes-2"));
-    assert_eq!(
-        fs::read(first.weights()).unwrap(),
-        fs::read(second.weights()).unwrap()
-    );
+    assert_eq!(fs::read(first.weights()).unwrap(), fs::read(second.weights()).unwrap());
 }
 
 #[test]
 fn another_base_is_refused_and_an_unnamed_one_is_reported() {
     let folder = Folder::written("base");
-    let other = BaseIdentity {
-        sha256: [1; 32],
-        ..base()
-    };
-    assert!(matches!(
-        read_peft(&folder.0, &tiny(), &other),
-        Err(AdapterError::Base { .. })
-    ));
+    let other = BaseIdentity { sha256: [1; 32], ..base() };
+    assert!(matches!(read_peft(&folder.0, &tiny(), &other), Err(AdapterError::Base { .. })));
     // The weights carry the digest too.
     folder.set("mynah_base_sha256", Value::Null);
-    assert!(matches!(
-        read_peft(&folder.0, &tiny(), &other),
-        Err(AdapterError::Base { .. })
-    ));
+    assert!(matches!(read_peft(&folder.0, &tiny(), &other), Err(AdapterError::Base { .. })));
     assert!(folder.read().unwrap().base_is_known);
     folder.patch_header("mynah_base_sha256", "another_name_of_x");
     assert!(!folder.read().unwrap().base_is_known);
@@ -160,10 +135,7 @@ fn settings_without_effect_and_patterns_of_targets_are_accepted() {
     folder.set("use_qalora", json!(false));
     folder.set("target_modules", json!("all-linear"));
     folder.read().unwrap();
-    folder.set(
-        "target_modules",
-        json!(["model.layers.0.mlp.down_proj", "k_proj"]),
-    );
+    folder.set("target_modules", json!(["model.layers.0.mlp.down_proj", "k_proj"]));
     folder.read().unwrap();
 }
 
@@ -172,16 +144,8 @@ fn a_wrong_tensor_is_named() {
     let folder = Folder::written("shape");
     folder.set("r", json!(4));
     match folder.read() {
-        Err(AdapterError::Shape {
-            name,
-            expected,
-            found,
-            ..
-        }) => {
-            assert_eq!(
-                name,
-                "base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight"
-            );
+        Err(AdapterError::Shape { name, expected, found, .. }) => {
+            assert_eq!(name, "base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight");
             assert_eq!((expected, found), (vec![4, 8], vec![2, 8]));
         }
         other => panic!("{other:?}"),
@@ -189,24 +153,15 @@ fn a_wrong_tensor_is_named() {
 
     let folder = Folder::written("missing");
     folder.patch_header("layers.1.mlp", "layers.7.mlp");
-    assert!(matches!(
-        folder.read(),
-        Err(AdapterError::MissingTensor { .. })
-    ));
+    assert!(matches!(folder.read(), Err(AdapterError::MissingTensor { .. })));
 
     let folder = Folder::written("stranger");
     folder.patch_header("mlp.down_proj.lora_A", "mlp.down_proj.lora_X");
-    assert!(matches!(
-        folder.read(),
-        Err(AdapterError::UnexpectedTensor { .. })
-    ));
+    assert!(matches!(folder.read(), Err(AdapterError::UnexpectedTensor { .. })));
 
     let folder = Folder::written("type");
     folder.patch_header("\"F32\"", "\"I32\"");
-    assert!(matches!(
-        folder.read(),
-        Err(AdapterError::TensorType { .. })
-    ));
+    assert!(matches!(folder.read(), Err(AdapterError::TensorType { .. })));
 
     let folder = Folder::written("nan");
     let mut bytes = fs::read(folder.weights()).unwrap();
@@ -243,13 +198,7 @@ fn hostile_weights_are_refused_and_never_panic() {
 fn a_hostile_configuration_is_refused() {
     let folder = Folder::written("hostile-config");
     let path = folder.0.join("adapter_config.json");
-    for text in [
-        "",
-        "[]",
-        "{}",
-        "{\"peft_type\": \"LORA\"}",
-        &"[".repeat(100_000),
-    ] {
+    for text in ["", "[]", "{}", "{\"peft_type\": \"LORA\"}", &"[".repeat(100_000)] {
         fs::write(&path, text).unwrap();
         assert!(folder.read().is_err(), "{text:.20}");
     }
@@ -268,30 +217,15 @@ fn folders_written_by_peft_are_read() {
         eprintln!("skipped: MYNAH_REFERENCE_DATA is not set");
         return;
     };
-    for case in [
-        "llama",
-        "llama3_rope",
-        "smollm",
-        "qwen2",
-        "qwen3",
-        "padded/llama",
-        "padded/qwen2",
-    ] {
-        let gguf = Gguf::open(
-            &data
-                .join(case.trim_start_matches("padded/"))
-                .join("model-q4_1.gguf"),
-        )
-        .unwrap();
+    for case in ["llama", "llama3_rope", "smollm", "qwen2", "qwen3", "padded/llama", "padded/qwen2"] {
+        let gguf = Gguf::open(&data.join(case.trim_start_matches("padded/")).join("model-q4_1.gguf")).unwrap();
         let config = ModelConfig::from_gguf(&gguf).unwrap();
         let read = read_peft(&data.join(case).join("adapter"), &config, &base()).unwrap();
         assert!(!read.base_is_known);
         let bytes = fs::read(data.join(case).join("adapter/adapter_model.safetensors")).unwrap();
         let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let pair = &read.adapter.layout().pairs()[1];
-        let b = tensors
-            .tensor("base_model.model.model.layers.0.self_attn.k_proj.lora_B.weight")
-            .unwrap();
+        let b = tensors.tensor("base_model.model.model.layers.0.self_attn.k_proj.lora_B.weight").unwrap();
         let first = f32::from_le_bytes(*b.data().first_chunk().unwrap());
         assert_eq!(read.adapter.values()[pair.b.start], first, "{case}");
     }

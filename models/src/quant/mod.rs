@@ -122,12 +122,7 @@ impl TensorType {
     }
 
     fn check(self, bytes: usize, values: usize) {
-        assert_eq!(
-            self.packed_bytes(values),
-            Some(bytes),
-            "{values} values of {} in {bytes} bytes",
-            self.name()
-        );
+        assert_eq!(self.packed_bytes(values), Some(bytes), "{values} values of {} in {bytes} bytes", self.name());
     }
 }
 
@@ -138,19 +133,13 @@ impl std::fmt::Display for TensorType {
 }
 
 fn dequantize<F: BlockFormat>(bytes: &[u8], values: &mut [f32]) {
-    for (block, values) in bytes
-        .chunks_exact(F::BLOCK_BYTES)
-        .zip(values.chunks_exact_mut(F::BLOCK_LEN))
-    {
+    for (block, values) in bytes.chunks_exact(F::BLOCK_BYTES).zip(values.chunks_exact_mut(F::BLOCK_LEN)) {
         F::dequantize_block(block, values);
     }
 }
 
 fn quantize<F: BlockFormat>(values: &[f32], bytes: &mut [u8]) {
-    for (values, block) in values
-        .chunks_exact(F::BLOCK_LEN)
-        .zip(bytes.chunks_exact_mut(F::BLOCK_BYTES))
-    {
+    for (values, block) in values.chunks_exact(F::BLOCK_LEN).zip(bytes.chunks_exact_mut(F::BLOCK_BYTES)) {
         F::quantize_block(values, block);
     }
 }
@@ -199,10 +188,7 @@ mod tests {
             for (block, back) in values.chunks(32).zip(back.chunks(32)) {
                 let largest = block.iter().fold(0.0f32, |m, v| m.max(v.abs()));
                 for (a, b) in block.iter().zip(back) {
-                    assert!(
-                        (a - b).abs() <= error_bound(tensor_type) * largest,
-                        "{tensor_type}: {a} became {b}"
-                    );
+                    assert!((a - b).abs() <= error_bound(tensor_type) * largest, "{tensor_type}: {a} became {b}");
                 }
             }
             assert_eq!(tensor_type.first_not_finite(&bytes), None);
@@ -211,12 +197,7 @@ mod tests {
 
     #[test]
     fn packing_what_was_unpacked_changes_nothing_in_the_unpacked_values_of_floats_and_q8_0() {
-        for &tensor_type in &[
-            TensorType::F32,
-            TensorType::F16,
-            TensorType::BF16,
-            TensorType::Q8_0,
-        ] {
+        for &tensor_type in &[TensorType::F32, TensorType::F16, TensorType::BF16, TensorType::Q8_0] {
             let values = noise(256);
             let mut bytes = vec![0; tensor_type.packed_bytes(256).unwrap()];
             let (mut once, mut twice) = (vec![0.0; 256], vec![0.0; 256]);
@@ -224,10 +205,7 @@ mod tests {
             tensor_type.dequantize(&bytes, &mut once);
             tensor_type.quantize(&once, &mut bytes);
             tensor_type.dequantize(&bytes, &mut twice);
-            let close = once
-                .iter()
-                .zip(&twice)
-                .all(|(a, b)| (a - b).abs() <= 1e-3 * a.abs());
+            let close = once.iter().zip(&twice).all(|(a, b)| (a - b).abs() <= 1e-3 * a.abs());
             assert!(close, "{tensor_type}");
         }
     }
@@ -235,10 +213,7 @@ mod tests {
     #[test]
     fn numbers_are_those_of_gguf_and_every_type_is_listed_once() {
         for &tensor_type in TensorType::ALL {
-            assert_eq!(
-                TensorType::from_gguf(tensor_type.gguf_number()),
-                Some(tensor_type)
-            );
+            assert_eq!(TensorType::from_gguf(tensor_type.gguf_number()), Some(tensor_type));
         }
         assert_eq!(TensorType::from_gguf(12), None);
         assert_eq!(TensorType::Q4_1.packed_bytes(64), Some(40));

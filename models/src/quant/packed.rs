@@ -49,50 +49,23 @@ impl PackedMatrix {
     ///
     /// # Errors
     /// [`LoadError::MissingTensor`]; [`LoadError::Shape`] if it is not `[rows, cols]`.
-    pub fn from_gguf(
-        gguf: &Arc<Gguf>,
-        name: &str,
-        [rows, cols]: [usize; 2],
-    ) -> Result<Self, LoadError> {
+    pub fn from_gguf(gguf: &Arc<Gguf>, name: &str, [rows, cols]: [usize; 2]) -> Result<Self, LoadError> {
         let tensor = gguf.expect_tensor(name, &[rows, cols])?;
-        let bytes = WeightBytes::File {
-            gguf: Arc::clone(gguf),
-            range: tensor.range(),
-        };
-        Ok(Self {
-            rows,
-            cols,
-            tensor_type: tensor.tensor_type,
-            row_bytes: tensor.len_bytes / rows,
-            bytes,
-        })
+        let bytes = WeightBytes::File { gguf: Arc::clone(gguf), range: tensor.range() };
+        Ok(Self { rows, cols, tensor_type: tensor.tensor_type, row_bytes: tensor.len_bytes / rows, bytes })
     }
 
     /// Rows that are packed already.
     ///
     /// # Panics
     /// If the bytes are not exactly `rows` rows of `cols` values, or a row is not whole blocks.
-    pub fn from_packed(
-        tensor_type: TensorType,
-        [rows, cols]: [usize; 2],
-        bytes: impl Into<Arc<[u8]>>,
-    ) -> Self {
+    pub fn from_packed(tensor_type: TensorType, [rows, cols]: [usize; 2], bytes: impl Into<Arc<[u8]>>) -> Self {
         let bytes = bytes.into();
         let row_bytes = tensor_type.packed_bytes(cols);
-        let Some(row_bytes) = row_bytes.filter(|row| row.checked_mul(rows) == Some(bytes.len()))
-        else {
-            panic!(
-                "{} bytes are not {rows} rows of {cols} values of {tensor_type}",
-                bytes.len()
-            );
+        let Some(row_bytes) = row_bytes.filter(|row| row.checked_mul(rows) == Some(bytes.len())) else {
+            panic!("{} bytes are not {rows} rows of {cols} values of {tensor_type}", bytes.len());
         };
-        Self {
-            rows,
-            cols,
-            tensor_type,
-            row_bytes,
-            bytes: WeightBytes::Owned(bytes),
-        }
+        Self { rows, cols, tensor_type, row_bytes, bytes: WeightBytes::Owned(bytes) }
     }
 
     /// Packs a row-major matrix of floats.
@@ -100,14 +73,8 @@ impl PackedMatrix {
     /// # Panics
     /// If `values` is not `rows · cols` long, or a row is not whole blocks.
     pub fn quantize(tensor_type: TensorType, [rows, cols]: [usize; 2], values: &[f32]) -> Self {
-        assert_eq!(
-            values.len(),
-            rows * cols,
-            "values of a [{rows}, {cols}] matrix"
-        );
-        let row_bytes = tensor_type
-            .packed_bytes(cols)
-            .unwrap_or_else(|| panic!("rows of {cols} in {tensor_type}"));
+        assert_eq!(values.len(), rows * cols, "values of a [{rows}, {cols}] matrix");
+        let row_bytes = tensor_type.packed_bytes(cols).unwrap_or_else(|| panic!("rows of {cols} in {tensor_type}"));
         let mut bytes = vec![0; rows * row_bytes];
         tensor_type.quantize(values, &mut bytes);
         Self::from_packed(tensor_type, [rows, cols], bytes)
@@ -159,18 +126,8 @@ impl PackedMatrix {
     /// # Panics
     /// If the rows do not exist, or `values` has another length.
     pub fn dequantize_rows(&self, rows: Range<usize>, values: &mut [f32]) {
-        assert!(
-            rows.start <= rows.end && rows.end <= self.rows,
-            "rows {rows:?} of {}",
-            self.rows
-        );
-        assert_eq!(
-            values.len(),
-            rows.len() * self.cols,
-            "values of {} rows of {}",
-            rows.len(),
-            self.cols
-        );
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        assert_eq!(values.len(), rows.len() * self.cols, "values of {} rows of {}", rows.len(), self.cols);
         let bytes = &self.bytes()[rows.start * self.row_bytes..rows.end * self.row_bytes];
         self.tensor_type.dequantize(bytes, values);
     }
@@ -186,21 +143,13 @@ impl PackedMatrix {
             bytes.extend_from_slice(self.row_bytes(row));
             rows += 1;
         }
-        Self {
-            rows,
-            bytes: WeightBytes::Owned(bytes.into()),
-            ..self.clone()
-        }
+        Self { rows, bytes: WeightBytes::Owned(bytes.into()), ..self.clone() }
     }
 }
 
 impl fmt::Debug for PackedMatrix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "PackedMatrix({}, [{}, {}])",
-            self.tensor_type, self.rows, self.cols
-        )
+        write!(f, "PackedMatrix({}, [{}, {}])", self.tensor_type, self.rows, self.cols)
     }
 }
 
@@ -225,9 +174,7 @@ mod tests {
     #[test]
     fn selected_rows_come_in_the_order_asked_for() {
         let mut values = [0.0; 128];
-        counting()
-            .select_rows([2, 0])
-            .dequantize_rows(0..2, &mut values);
+        counting().select_rows([2, 0]).dequantize_rows(0..2, &mut values);
         assert_eq!((values[0], values[64]), (128.0, 0.0));
     }
 

@@ -21,10 +21,7 @@ impl BlockFormat for Q4_0 {
 
     fn quantize_block(values: &[f32], block: &mut [u8]) {
         // The value of largest magnitude gets code 0, the only one that reaches 8 steps.
-        let extreme = values.iter().fold(
-            0.0f32,
-            |extreme, &v| if v.abs() > extreme.abs() { v } else { extreme },
-        );
+        let extreme = values.iter().fold(0.0f32, |extreme, &v| if v.abs() > extreme.abs() { v } else { extreme });
         let scale = extreme / -8.0;
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
         block[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());

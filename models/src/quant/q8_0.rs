@@ -19,9 +19,7 @@ impl BlockFormat for Q8_0 {
     }
 
     fn quantize_block(values: &[f32], block: &mut [u8]) {
-        let largest = values
-            .iter()
-            .fold(0.0f32, |largest, value| largest.max(value.abs()));
+        let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
         let scale = largest / 127.0;
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
         block[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());

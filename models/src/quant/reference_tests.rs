@@ -36,10 +36,7 @@ fn matrices_unpack_to_what_packing_the_checkpoint_gives() {
                 let mut values = vec![0.0; rows * cols];
                 TensorType::F32.dequantize(tensor.data(), &mut values);
                 let ours = PackedMatrix::quantize(tensor_type, [rows, cols], &values);
-                assert!(
-                    ours.bytes() == packed.bytes(),
-                    "{case} {tensor_type} {name}"
-                );
+                assert!(ours.bytes() == packed.bytes(), "{case} {tensor_type} {name}");
             }
         }
     }

@@ -108,31 +108,11 @@ impl Gguf {
     }
 
     fn parse(file: String, bytes: Bytes) -> Result<Arc<Self>, LoadError> {
-        let plan = Parser {
-            bytes: bytes.as_slice(),
-            at: 0,
-        }
-        .plan()
-        .map_err(|(offset, field, fault)| LoadError::Format {
-            file: file.clone(),
-            offset,
-            field,
-            fault,
-        })?;
-        let by_name = plan
-            .tensors
-            .iter()
-            .enumerate()
-            .map(|(at, tensor)| (tensor.name.clone(), at))
-            .collect();
-        Ok(Arc::new(Self {
-            file,
-            bytes,
-            index: plan.index,
-            tensors: plan.tensors,
-            by_name,
-            digest: OnceLock::new(),
-        }))
+        let plan = Parser { bytes: bytes.as_slice(), at: 0 }
+            .plan()
+            .map_err(|(offset, field, fault)| LoadError::Format { file: file.clone(), offset, field, fault })?;
+        let by_name = plan.tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.clone(), at)).collect();
+        Ok(Arc::new(Self { file, bytes, index: plan.index, tensors: plan.tensors, by_name, digest: OnceLock::new() }))
     }
 
     /// The file as the caller named it, for messages.
@@ -142,10 +122,7 @@ impl Gguf {
 
     /// The key-value metadata.
     pub fn metadata(&self) -> Metadata<'_> {
-        Metadata {
-            bytes: self.bytes.as_slice(),
-            index: &self.index,
-        }
+        Metadata { bytes: self.bytes.as_slice(), index: &self.index }
     }
 
     /// All tensors, in the order of their data.
@@ -177,9 +154,7 @@ impl Gguf {
     pub fn vector_f32(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
         let tensor = self.expect_tensor(name, &[len])?;
         let mut values = vec![0.0; len];
-        tensor
-            .tensor_type
-            .dequantize(self.bytes(tensor), &mut values);
+        tensor.tensor_type.dequantize(self.bytes(tensor), &mut values);
         Ok(values)
     }
 
@@ -188,10 +163,9 @@ impl Gguf {
     /// # Errors
     /// [`LoadError::MissingTensor`], [`LoadError::Shape`].
     pub fn expect_tensor(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo, LoadError> {
-        let tensor = self.tensor(name).ok_or_else(|| LoadError::MissingTensor {
-            file: self.file.clone(),
-            name: name.to_owned(),
-        })?;
+        let tensor = self
+            .tensor(name)
+            .ok_or_else(|| LoadError::MissingTensor { file: self.file.clone(), name: name.to_owned() })?;
         if tensor.shape != shape {
             return Err(LoadError::Shape {
                 file: self.file.clone(),
@@ -205,9 +179,7 @@ impl Gguf {
 
     /// SHA-256 of the whole file, the same as `sha256sum` gives. Reads it once, then remembers.
     pub fn digest(&self) -> [u8; 32] {
-        *self
-            .digest
-            .get_or_init(|| Sha256::digest(self.bytes.as_slice()).into())
+        *self.digest.get_or_init(|| Sha256::digest(self.bytes.as_slice()).into())
     }
 
     /// Checks that every weight is a finite number. Reads the whole file, so it is not part of opening.
@@ -217,11 +189,7 @@ impl Gguf {
     pub fn verify(&self) -> Result<(), LoadError> {
         for tensor in &self.tensors {
             if let Some(block) = tensor.tensor_type.first_not_finite(self.bytes(tensor)) {
-                return Err(LoadError::NotFinite {
-                    file: self.file.clone(),
-                    name: tensor.name.clone(),
-                    block,
-                });
+                return Err(LoadError::NotFinite { file: self.file.clone(), name: tensor.name.clone(), block });
             }
         }
         Ok(())
@@ -270,11 +238,7 @@ impl<'a> Parser<'a> {
         }
         let version = self.u32("version")?;
         if !matches!(version, 2 | 3) {
-            return Err((
-                4,
-                "version".to_owned(),
-                FormatFault::Version { found: version },
-            ));
+            return Err((4, "version".to_owned(), FormatFault::Version { found: version }));
         }
         let tensor_count = self.count("tensor count", MAX_TENSORS)?;
         let key_count = self.count("key count", MAX_KEYS)?;
@@ -291,11 +255,7 @@ impl<'a> Parser<'a> {
             let key = self.name("key", number)?;
             let value = self.value(&key)?;
             if index.values.insert(key.clone(), value).is_some() {
-                return Err((
-                    key_at as u64,
-                    format!("key `{key}`"),
-                    FormatFault::Duplicate,
-                ));
+                return Err((key_at as u64, format!("key `{key}`"), FormatFault::Duplicate));
             }
             self.check_header_size()?;
         }
@@ -354,11 +314,7 @@ impl<'a> Parser<'a> {
                 }
             }
         }
-        Ok(Value::Array {
-            element,
-            len,
-            bytes: start..self.at,
-        })
+        Ok(Value::Array { element, len, bytes: start..self.at })
     }
 
     fn tensor_list(&mut self, tensor_count: u64) -> Result<Vec<Listed>, Fault> {
@@ -382,13 +338,7 @@ impl<'a> Parser<'a> {
         let fault = |at, fault| Err((at, label.clone(), fault));
         let rank = self.u32(&label)?;
         if rank > MAX_RANK {
-            return fault(
-                at,
-                FormatFault::AboveLimit {
-                    found: rank.into(),
-                    limit: MAX_RANK.into(),
-                },
-            );
+            return fault(at, FormatFault::AboveLimit { found: rank.into(), limit: MAX_RANK.into() });
         }
         let mut shape = Vec::with_capacity(rank as usize);
         for _ in 0..rank {
@@ -403,44 +353,22 @@ impl<'a> Parser<'a> {
         let type_at = self.at as u64;
         let id = self.u32(&label)?;
         let Some(tensor_type) = TensorType::from_gguf(id) else {
-            return fault(
-                type_at,
-                FormatFault::TensorType {
-                    id,
-                    name: ggml_type_name(id),
-                },
-            );
+            return fault(type_at, FormatFault::TensorType { id, name: ggml_type_name(id) });
         };
         // GGUF lists the innermost dimension first: that is the row, and blocks do not cross rows.
         let row_len = shape[0];
         if !row_len.is_multiple_of(tensor_type.block_len()) {
-            return fault(
-                at,
-                FormatFault::Blocks {
-                    row_len,
-                    block_len: tensor_type.block_len(),
-                },
-            );
+            return fault(at, FormatFault::Blocks { row_len, block_len: tensor_type.block_len() });
         }
-        let values = shape
-            .iter()
-            .try_fold(1usize, |product, dimension| product.checked_mul(*dimension));
-        let Some(len_bytes) = values
-            .and_then(|v| (v / tensor_type.block_len()).checked_mul(tensor_type.block_bytes()))
+        let values = shape.iter().try_fold(1usize, |product, dimension| product.checked_mul(*dimension));
+        let Some(len_bytes) = values.and_then(|v| (v / tensor_type.block_len()).checked_mul(tensor_type.block_bytes()))
         else {
             return fault(at, FormatFault::Overflow);
         };
         shape.reverse();
         let field_at = self.at as u64;
         let offset = self.u64(&label)?;
-        Ok(Listed {
-            name,
-            shape,
-            tensor_type,
-            len_bytes,
-            offset,
-            field_at,
-        })
+        Ok(Listed { name, shape, tensor_type, len_bytes, offset, field_at })
     }
 
     /// Checks that the tensors tile the rest of the file, and gives them their place in it.
@@ -455,10 +383,7 @@ impl<'a> Parser<'a> {
         for tensor in listed {
             let fault = |fault| (tensor.field_at, format!("tensor `{}`", tensor.name), fault);
             if tensor.offset != expected {
-                return Err(fault(FormatFault::Misplaced {
-                    expected,
-                    found: tensor.offset,
-                }));
+                return Err(fault(FormatFault::Misplaced { expected, found: tensor.offset }));
             }
             let start = data_start + expected; // both are within the file
             let available = file_len.saturating_sub(start);
@@ -479,11 +404,7 @@ impl<'a> Parser<'a> {
         // The last tensor's padding may be written or not.
         if file_len > data_end.next_multiple_of(alignment) {
             let len_bytes = file_len - data_end;
-            return Err((
-                data_end,
-                "end of the file".to_owned(),
-                FormatFault::Trailing { len_bytes },
-            ));
+            return Err((data_end, "end of the file".to_owned(), FormatFault::Trailing { len_bytes }));
         }
         Ok(tensors)
     }
@@ -491,14 +412,7 @@ impl<'a> Parser<'a> {
     fn check_header_size(&self) -> Result<(), Fault> {
         let found = self.at as u64;
         if found > MAX_HEADER_BYTES {
-            return Err((
-                found,
-                "header".to_owned(),
-                FormatFault::AboveLimit {
-                    found,
-                    limit: MAX_HEADER_BYTES,
-                },
-            ));
+            return Err((found, "header".to_owned(), FormatFault::AboveLimit { found, limit: MAX_HEADER_BYTES }));
         }
         Ok(())
     }
@@ -506,10 +420,7 @@ impl<'a> Parser<'a> {
     fn take(&mut self, len: usize, field: &str) -> Result<&'a [u8], Fault> {
         let rest = &self.bytes[self.at..];
         let Some(taken) = rest.get(..len) else {
-            let fault = FormatFault::Truncated {
-                needed: len as u64,
-                available: rest.len() as u64,
-            };
+            let fault = FormatFault::Truncated { needed: len as u64, available: rest.len() as u64 };
             return Err((self.at as u64, field.to_owned(), fault));
         };
         self.at += len;
@@ -534,11 +445,7 @@ impl<'a> Parser<'a> {
         let at = self.at as u64;
         let found = self.u64(field)?;
         if found > limit {
-            return Err((
-                at,
-                field.to_owned(),
-                FormatFault::AboveLimit { found, limit },
-            ));
+            return Err((at, field.to_owned(), FormatFault::AboveLimit { found, limit }));
         }
         Ok(found)
     }
@@ -567,16 +474,8 @@ impl<'a> Parser<'a> {
 fn alignment(index: &Index) -> Result<u64, Fault> {
     match index.values.get(ALIGNMENT_KEY) {
         None => Ok(DEFAULT_ALIGNMENT),
-        Some(Value::Unsigned(value)) if value.is_power_of_two() && *value <= MAX_ALIGNMENT => {
-            Ok(*value)
-        }
-        Some(_) => Err((
-            0,
-            format!("value of `{ALIGNMENT_KEY}`"),
-            FormatFault::Alignment {
-                limit: MAX_ALIGNMENT,
-            },
-        )),
+        Some(Value::Unsigned(value)) if value.is_power_of_two() && *value <= MAX_ALIGNMENT => Ok(*value),
+        Some(_) => Err((0, format!("value of `{ALIGNMENT_KEY}`"), FormatFault::Alignment { limit: MAX_ALIGNMENT })),
     }
 }
 

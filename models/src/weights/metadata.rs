@@ -11,11 +11,7 @@ pub(super) enum Value {
     Float(f64),
     Bool(bool),
     Str(Range<usize>),
-    Array {
-        element: Element,
-        len: usize,
-        bytes: Range<usize>,
-    },
+    Array { element: Element, len: usize, bytes: Range<usize> },
 }
 
 /// Element type of an array.
@@ -135,34 +131,20 @@ impl<'a> Metadata<'a> {
     /// An array of `f32`.
     pub fn f32_array(&self, key: &str) -> Option<impl ExactSizeIterator<Item = f32> + use<'a>> {
         let (_, bytes) = self.array(key, &[Element::F32])?;
-        Some(
-            bytes
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|b| f32::from_le_bytes(*b)),
-        )
+        Some(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)))
     }
 
     /// An array of `i32`, or of `u32` read as such.
     pub fn i32_array(&self, key: &str) -> Option<impl ExactSizeIterator<Item = i32> + use<'a>> {
         let (_, bytes) = self.array(key, &[Element::I32, Element::U32])?;
-        Some(
-            bytes
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|b| i32::from_le_bytes(*b)),
-        )
+        Some(bytes.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b)))
     }
 
     fn array(&self, key: &str, wanted: &[Element]) -> Option<(usize, &'a [u8])> {
         match self.index.values.get(key)? {
-            Value::Array {
-                element,
-                len,
-                bytes,
-            } if wanted.contains(element) => Some((*len, self.bytes.get(bytes.clone())?)),
+            Value::Array { element, len, bytes } if wanted.contains(element) => {
+                Some((*len, self.bytes.get(bytes.clone())?))
+            }
             _ => None,
         }
     }
@@ -182,8 +164,7 @@ impl<'a> Iterator for StrArray<'a> {
         self.len = self.len.checked_sub(1)?;
         // The parser walked these lengths; they are read again with checks because the bytes may be a mapped file.
         let (len, rest) = self.rest.split_first_chunk::<8>()?;
-        let (text, rest) =
-            rest.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?)?;
+        let (text, rest) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?)?;
         self.rest = rest;
         std::str::from_utf8(text).ok()
     }

@@ -47,44 +47,29 @@ impl GgufWriter {
     pub(crate) fn strs<S: AsRef<str>>(self, key: &str, values: &[S]) -> Self {
         let mut bytes = 8u32.to_le_bytes().to_vec();
         bytes.extend((values.len() as u64).to_le_bytes());
-        values
-            .iter()
-            .for_each(|value| string(&mut bytes, value.as_ref()));
+        values.iter().for_each(|value| string(&mut bytes, value.as_ref()));
         self.raw_value(key, 9, &bytes)
     }
 
     pub(crate) fn i32s(self, key: &str, values: &[i32]) -> Self {
         let mut bytes = 5u32.to_le_bytes().to_vec();
         bytes.extend((values.len() as u64).to_le_bytes());
-        values
-            .iter()
-            .for_each(|value| bytes.extend(value.to_le_bytes()));
+        values.iter().for_each(|value| bytes.extend(value.to_le_bytes()));
         self.raw_value(key, 9, &bytes)
     }
 
     pub(crate) fn f32s(self, key: &str, values: &[f32]) -> Self {
         let mut bytes = 6u32.to_le_bytes().to_vec();
         bytes.extend((values.len() as u64).to_le_bytes());
-        values
-            .iter()
-            .for_each(|value| bytes.extend(value.to_le_bytes()));
+        values.iter().for_each(|value| bytes.extend(value.to_le_bytes()));
         self.raw_value(key, 9, &bytes)
     }
 
     /// Lists a tensor (shape outermost first) without giving it data.
-    pub(crate) fn listed(
-        mut self,
-        name: &str,
-        shape: &[u64],
-        type_number: u32,
-        offset: u64,
-    ) -> Self {
+    pub(crate) fn listed(mut self, name: &str, shape: &[u64], type_number: u32, offset: u64) -> Self {
         string(&mut self.tensors, name);
         self.tensors.extend((shape.len() as u32).to_le_bytes());
-        shape
-            .iter()
-            .rev()
-            .for_each(|dimension| self.tensors.extend(dimension.to_le_bytes()));
+        shape.iter().rev().for_each(|dimension| self.tensors.extend(dimension.to_le_bytes()));
         self.tensors.extend(type_number.to_le_bytes());
         self.tensors.extend(offset.to_le_bytes());
         self.tensor_count += 1;
@@ -97,19 +82,12 @@ impl GgufWriter {
     }
 
     /// A tensor with its values packed as `tensor_type`, padded to 32 bytes.
-    pub(crate) fn tensor(
-        mut self,
-        name: &str,
-        shape: &[u64],
-        tensor_type: TensorType,
-        values: &[f32],
-    ) -> Self {
+    pub(crate) fn tensor(mut self, name: &str, shape: &[u64], tensor_type: TensorType, values: &[f32]) -> Self {
         self.data.resize(self.data.len().next_multiple_of(32), 0);
         let offset = self.data.len() as u64;
         let mut bytes = vec![0; tensor_type.packed_bytes(values.len()).unwrap()];
         tensor_type.quantize(values, &mut bytes);
-        self.listed(name, shape, tensor_type.gguf_number(), offset)
-            .data(&bytes)
+        self.listed(name, shape, tensor_type.gguf_number(), offset).data(&bytes)
     }
 
     pub(crate) fn finish(self) -> Vec<u8> {

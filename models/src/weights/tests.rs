@@ -21,9 +21,7 @@ fn small() -> GgufWriter {
 #[track_caller]
 fn check_refused(file: Vec<u8>, field: &str, expected: FormatFault) {
     match Gguf::from_bytes(file) {
-        Err(LoadError::Format {
-            field: at, fault, ..
-        }) => {
+        Err(LoadError::Format { field: at, fault, .. }) => {
             assert_eq!((at.as_str(), fault), (field, expected));
         }
         other => panic!("expected {expected:?}, got {other:?}"),
@@ -41,25 +39,9 @@ fn a_small_file_gives_back_what_was_written() {
     let tokens = metadata.str_array("tokenizer.ggml.tokens").unwrap();
     assert_eq!(tokens.len(), 3);
     assert_eq!(tokens.collect::<Vec<_>>(), ["a", "", "né"]);
-    assert_eq!(
-        metadata
-            .i32_array("tokenizer.ggml.token_type")
-            .unwrap()
-            .collect::<Vec<_>>(),
-        [1, -3, 6]
-    );
-    assert_eq!(
-        metadata
-            .f32_array("tokenizer.ggml.scores")
-            .unwrap()
-            .collect::<Vec<_>>(),
-        [0.5]
-    );
-    assert_eq!(
-        metadata.u64("general.architecture"),
-        None,
-        "another type is not converted"
-    );
+    assert_eq!(metadata.i32_array("tokenizer.ggml.token_type").unwrap().collect::<Vec<_>>(), [1, -3, 6]);
+    assert_eq!(metadata.f32_array("tokenizer.ggml.scores").unwrap().collect::<Vec<_>>(), [0.5]);
+    assert_eq!(metadata.u64("general.architecture"), None, "another type is not converted");
     assert_eq!(metadata.keys().count(), 7);
 
     assert_eq!(gguf.vector_f32("norm", 3).unwrap(), [1.0, 2.0, 3.0]);
@@ -67,14 +49,8 @@ fn a_small_file_gives_back_what_was_written() {
     let mut values = [0.0; 64];
     matrix.dequantize_rows(0..2, &mut values);
     assert_eq!(values, [0.5; 64]);
-    assert!(matches!(
-        PackedMatrix::from_gguf(&gguf, "matrix", [32, 2]),
-        Err(LoadError::Shape { .. })
-    ));
-    assert!(matches!(
-        gguf.vector_f32("bias", 3),
-        Err(LoadError::MissingTensor { .. })
-    ));
+    assert!(matches!(PackedMatrix::from_gguf(&gguf, "matrix", [32, 2]), Err(LoadError::Shape { .. })));
+    assert!(matches!(gguf.vector_f32("bias", 3), Err(LoadError::MissingTensor { .. })));
     gguf.verify().unwrap();
 }
 
@@ -82,10 +58,7 @@ fn a_small_file_gives_back_what_was_written() {
 fn a_file_opens_the_same_by_path_and_in_memory() {
     let path = std::env::temp_dir().join(format!("mynah-weights-{}.gguf", std::process::id()));
     std::fs::write(&path, small().finish()).unwrap();
-    let (by_path, in_memory) = (
-        Gguf::open(&path).unwrap(),
-        Gguf::from_bytes(small().finish()).unwrap(),
-    );
+    let (by_path, in_memory) = (Gguf::open(&path).unwrap(), Gguf::from_bytes(small().finish()).unwrap());
     assert_eq!(by_path.tensors(), in_memory.tensors());
     assert_eq!(by_path.digest(), in_memory.digest());
     std::fs::remove_file(&path).unwrap();
@@ -93,38 +66,22 @@ fn a_file_opens_the_same_by_path_and_in_memory() {
 
 #[test]
 fn a_folder_and_a_missing_file_are_told_apart() {
-    assert!(matches!(
-        Gguf::open(&std::env::temp_dir()),
-        Err(LoadError::NotARegularFile { .. })
-    ));
-    assert!(matches!(
-        Gguf::open("no/such.gguf".as_ref()),
-        Err(LoadError::Io { .. })
-    ));
+    assert!(matches!(Gguf::open(&std::env::temp_dir()), Err(LoadError::NotARegularFile { .. })));
+    assert!(matches!(Gguf::open("no/such.gguf".as_ref()), Err(LoadError::Io { .. })));
 }
 
 #[test]
 fn a_vocabulary_without_tensors_is_a_model_file() {
-    let file = GgufWriter::default()
-        .strs("tokenizer.ggml.tokens", &["a"])
-        .finish();
+    let file = GgufWriter::default().strs("tokenizer.ggml.tokens", &["a"]).finish();
     assert!(Gguf::from_bytes(file).unwrap().tensors().is_empty());
 }
 
 #[test]
 fn the_digest_is_that_of_the_whole_file() {
-    let gguf =
-        Gguf::from_bytes(b"GGUF\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0".as_slice()).unwrap();
+    let gguf = Gguf::from_bytes(b"GGUF\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0".as_slice()).unwrap();
     // printf 'GGUF\3\0\0\0' and 16 zero bytes, through sha256sum
-    let hex: String = gguf
-        .digest()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    assert_eq!(
-        hex,
-        "a4e5e156ddec27e286f75328784d7106b60a4eb1d246e950a001a3f944fbda99"
-    );
+    let hex: String = gguf.digest().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(hex, "a4e5e156ddec27e286f75328784d7106b60a4eb1d246e950a001a3f944fbda99");
 }
 
 #[test]
@@ -149,9 +106,7 @@ fn a_flipped_bit_is_refused_or_opens_and_never_panics() {
                     metadata.str_array(key).into_iter().flatten().for_each(drop);
                     metadata.str(key);
                 });
-                gguf.tensors()
-                    .iter()
-                    .for_each(|tensor| drop(gguf.bytes(tensor).to_vec()));
+                gguf.tensors().iter().for_each(|tensor| drop(gguf.bytes(tensor).to_vec()));
                 let _ = gguf.verify();
             }
         }
@@ -163,47 +118,19 @@ fn counts_and_lengths_above_the_caps_are_refused_before_anything_is_allocated() 
     let huge = u64::MAX;
     let mut file = small().finish();
     file[8..16].copy_from_slice(&huge.to_le_bytes());
-    check_refused(
-        file,
-        "tensor count",
-        FormatFault::AboveLimit {
-            found: huge,
-            limit: 4096,
-        },
-    );
+    check_refused(file, "tensor count", FormatFault::AboveLimit { found: huge, limit: 4096 });
 
     let mut file = small().finish();
     file[16..24].copy_from_slice(&huge.to_le_bytes());
-    check_refused(
-        file,
-        "key count",
-        FormatFault::AboveLimit {
-            found: huge,
-            limit: 4096,
-        },
-    );
+    check_refused(file, "key count", FormatFault::AboveLimit { found: huge, limit: 4096 });
 
     let mut file = small().finish();
     file[24..32].copy_from_slice(&huge.to_le_bytes());
-    check_refused(
-        file,
-        "key number 0",
-        FormatFault::AboveLimit {
-            found: huge,
-            limit: 256,
-        },
-    );
+    check_refused(file, "key number 0", FormatFault::AboveLimit { found: huge, limit: 256 });
 
     let array = [&4u32.to_le_bytes()[..], &huge.to_le_bytes()].concat();
     let file = GgufWriter::default().raw_value("a", 9, &array).finish();
-    check_refused(
-        file,
-        "a",
-        FormatFault::AboveLimit {
-            found: huge,
-            limit: 1 << 20,
-        },
-    );
+    check_refused(file, "a", FormatFault::AboveLimit { found: huge, limit: 1 << 20 });
 }
 
 #[test]
@@ -216,40 +143,19 @@ fn types_that_gguf_does_not_define_are_refused() {
     let file = GgufWriter::default().raw_value("a", 9, &nested).finish();
     check_refused(file, "value of `a`", FormatFault::Nested);
     let file = small().listed("q", &[256], 12, 128).finish();
-    check_refused(
-        file,
-        "tensor `q`",
-        FormatFault::TensorType {
-            id: 12,
-            name: Some("Q4_K"),
-        },
-    );
-    let file = GgufWriter::default()
-        .raw_value("a", 8, b"\x01\0\0\0\0\0\0\0\xff")
-        .finish();
+    check_refused(file, "tensor `q`", FormatFault::TensorType { id: 12, name: Some("Q4_K") });
+    let file = GgufWriter::default().raw_value("a", 8, b"\x01\0\0\0\0\0\0\0\xff").finish();
     check_refused(file, "a", FormatFault::Utf8);
 }
 
 #[test]
 fn alignment_is_a_small_power_of_two() {
     for alignment in [0, 24, 8192, 0x8000_0000] {
-        let file = GgufWriter::default()
-            .u32("general.alignment", alignment)
-            .finish();
-        check_refused(
-            file,
-            "value of `general.alignment`",
-            FormatFault::Alignment { limit: 4096 },
-        );
+        let file = GgufWriter::default().u32("general.alignment", alignment).finish();
+        check_refused(file, "value of `general.alignment`", FormatFault::Alignment { limit: 4096 });
     }
-    let file = GgufWriter::default()
-        .f32("general.alignment", 32.0)
-        .finish();
-    check_refused(
-        file,
-        "value of `general.alignment`",
-        FormatFault::Alignment { limit: 4096 },
-    );
+    let file = GgufWriter::default().f32("general.alignment", 32.0).finish();
+    check_refused(file, "value of `general.alignment`", FormatFault::Alignment { limit: 4096 });
 }
 
 #[test]
@@ -258,82 +164,37 @@ fn names_and_keys_are_unique_and_not_empty() {
     check_refused(file, "key `a`", FormatFault::Duplicate);
     let file = GgufWriter::default().u32("", 1).finish();
     check_refused(file, "key number 0", FormatFault::Empty);
-    let file = small()
-        .tensor("norm", &[1], TensorType::F32, &[0.0])
-        .finish();
+    let file = small().tensor("norm", &[1], TensorType::F32, &[0.0]).finish();
     check_refused(file, "tensor `norm`", FormatFault::Duplicate);
 }
 
 #[test]
 fn sizes_that_overflow_or_do_not_divide_are_refused() {
-    let file = GgufWriter::default()
-        .listed("t", &[1 << 40, 1 << 40], 0, 0)
-        .finish();
+    let file = GgufWriter::default().listed("t", &[1 << 40, 1 << 40], 0, 0).finish();
     check_refused(file, "tensor `t`", FormatFault::Overflow);
-    let file = GgufWriter::default()
-        .listed("t", &[u64::MAX / 4], 0, 0)
-        .finish();
-    check_refused(
-        file,
-        "tensor `t`",
-        FormatFault::Truncated {
-            needed: u64::MAX / 4 * 4,
-            available: 0,
-        },
-    );
+    let file = GgufWriter::default().listed("t", &[u64::MAX / 4], 0, 0).finish();
+    check_refused(file, "tensor `t`", FormatFault::Truncated { needed: u64::MAX / 4 * 4, available: 0 });
     let file = GgufWriter::default().listed("t", &[0, 32], 0, 0).finish();
     check_refused(file, "tensor `t`", FormatFault::ZeroDimension);
     let file = GgufWriter::default().listed("t", &[], 0, 0).finish();
     check_refused(file, "tensor `t`", FormatFault::ZeroDimension);
     let file = GgufWriter::default().listed("t", &[1; 5], 0, 0).finish();
-    check_refused(
-        file,
-        "tensor `t`",
-        FormatFault::AboveLimit { found: 5, limit: 4 },
-    );
-    let file = GgufWriter::default()
-        .listed("t", &[32, 16], 3, 0)
-        .data(&[0; 640])
-        .finish();
-    check_refused(
-        file,
-        "tensor `t`",
-        FormatFault::Blocks {
-            row_len: 16,
-            block_len: 32,
-        },
-    );
+    check_refused(file, "tensor `t`", FormatFault::AboveLimit { found: 5, limit: 4 });
+    let file = GgufWriter::default().listed("t", &[32, 16], 3, 0).data(&[0; 640]).finish();
+    check_refused(file, "tensor `t`", FormatFault::Blocks { row_len: 16, block_len: 32 });
 }
 
 #[test]
 fn tensors_tile_the_data_exactly() {
-    let two = |second: u64| {
-        GgufWriter::default()
-            .listed("a", &[8], 0, 0)
-            .listed("b", &[8], 0, second)
-    };
+    let two = |second: u64| GgufWriter::default().listed("a", &[8], 0, 0).listed("b", &[8], 0, second);
     assert!(Gguf::from_bytes(two(32).data(&[0; 64]).finish()).is_ok());
-    let misplaced = |found| FormatFault::Misplaced {
-        expected: 32,
-        found,
-    };
+    let misplaced = |found| FormatFault::Misplaced { expected: 32, found };
     check_refused(two(16).data(&[0; 64]).finish(), "tensor `b`", misplaced(16)); // overlap
     check_refused(two(64).data(&[0; 96]).finish(), "tensor `b`", misplaced(64)); // hole
     check_refused(two(0).data(&[0; 64]).finish(), "tensor `b`", misplaced(0)); // the same bytes twice
-    check_refused(
-        two(u64::MAX).data(&[0; 64]).finish(),
-        "tensor `b`",
-        misplaced(u64::MAX),
-    );
-    check_refused(
-        two(32).data(&[0; 65]).finish(),
-        "end of the file",
-        FormatFault::Trailing { len_bytes: 1 },
-    );
-    let short = FormatFault::Truncated {
-        needed: 32,
-        available: 31,
-    };
+    check_refused(two(u64::MAX).data(&[0; 64]).finish(), "tensor `b`", misplaced(u64::MAX));
+    check_refused(two(32).data(&[0; 65]).finish(), "end of the file", FormatFault::Trailing { len_bytes: 1 });
+    let short = FormatFault::Truncated { needed: 32, available: 31 };
     check_refused(two(32).data(&[0; 63]).finish(), "tensor `b`", short);
 }
 
