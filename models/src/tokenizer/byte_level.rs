@@ -11,7 +11,8 @@ use super::vocabulary::Source;
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const DIGIT: &str = r"\p{N}";
 
 /// A way to split text into words, by the names it has in `tokenizer.ggml.pre`.
@@ -25,30 +26,10 @@ struct Splitting {
 }
 
 const SPLITTINGS: &[Splitting] = &[
-    Splitting {
-        names: &["gpt-2"],
-        patterns: &[GPT2],
-        ignore_merges: false,
-        adds_bos: false,
-    },
-    Splitting {
-        names: &["smollm"],
-        patterns: &[DIGIT, GPT2],
-        ignore_merges: false,
-        adds_bos: false,
-    },
-    Splitting {
-        names: &["llama-bpe", "llama3"],
-        patterns: &[LLAMA3],
-        ignore_merges: true,
-        adds_bos: true,
-    },
-    Splitting {
-        names: &["qwen2"],
-        patterns: &[QWEN2],
-        ignore_merges: false,
-        adds_bos: false,
-    },
+    Splitting { names: &["gpt-2"], patterns: &[GPT2], ignore_merges: false, adds_bos: false },
+    Splitting { names: &["smollm"], patterns: &[DIGIT, GPT2], ignore_merges: false, adds_bos: false },
+    Splitting { names: &["llama-bpe", "llama3"], patterns: &[LLAMA3], ignore_merges: true, adds_bos: true },
+    Splitting { names: &["qwen2"], patterns: &[QWEN2], ignore_merges: false, adds_bos: false },
 ];
 
 /// Splits text into words and writes their bytes as characters.
@@ -61,19 +42,9 @@ pub(super) struct PreTokenizer {
 
 impl PreTokenizer {
     pub(super) fn new(name: &str, ids: &Vocab) -> Result<Self, TokenizerError> {
-        let Some(splitting) = SPLITTINGS
-            .iter()
-            .find(|splitting| splitting.names.contains(&name))
-        else {
-            let known = SPLITTINGS
-                .iter()
-                .flat_map(|splitting| splitting.names)
-                .copied()
-                .collect();
-            return Err(TokenizerError::UnknownPreTokenizer {
-                found: name.to_owned(),
-                known,
-            });
+        let Some(splitting) = SPLITTINGS.iter().find(|splitting| splitting.names.contains(&name)) else {
+            let known = SPLITTINGS.iter().flat_map(|splitting| splitting.names).copied().collect();
+            return Err(TokenizerError::UnknownPreTokenizer { found: name.to_owned(), known });
         };
         let compile = |pattern: &&str| SysRegex::new(pattern).expect("our own patterns compile");
         Ok(Self {
@@ -98,10 +69,7 @@ impl PreTokenizer {
     pub(super) fn words(&self, text: &str, word: &mut impl FnMut(&str)) {
         let mut escaped = String::new();
         split(&self.patterns, text, &mut |part| {
-            for run in part
-                .as_bytes()
-                .split(|byte| !self.spelled[usize::from(*byte)])
-            {
+            for run in part.as_bytes().split(|byte| !self.spelled[usize::from(*byte)]) {
                 escaped.clear();
                 escaped.extend(run.iter().copied().map(byte_char));
                 word(&escaped);
@@ -134,42 +102,24 @@ pub(super) fn bpe(source: &Source, ids: Vocab, ignore_merges: bool) -> Result<BP
     let mut merges = Merges::with_capacity(source.merges.len());
     let mut joined = String::new();
     for (rank, merge) in source.merges.iter().enumerate() {
-        let parts = merge
-            .split_once(' ')
-            .filter(|(left, right)| !left.is_empty() && !right.is_empty());
+        let parts = merge.split_once(' ').filter(|(left, right)| !left.is_empty() && !right.is_empty());
         let Some((left, right)) = parts else {
-            return Err(TokenizerError::Merge {
-                rank,
-                merge: (*merge).to_owned(),
-            });
+            return Err(TokenizerError::Merge { rank, merge: (*merge).to_owned() });
         };
         joined.clear();
         joined.extend([left, right]);
         // Checked here with an error of ours: the builder would panic on a product longer than any piece.
-        if let Some(piece) = [left, right, &joined]
-            .into_iter()
-            .find(|piece| !ids.contains_key(*piece))
-        {
-            return Err(TokenizerError::MergePiece {
-                rank,
-                piece: piece.to_owned(),
-            });
+        if let Some(piece) = [left, right, &joined].into_iter().find(|piece| !ids.contains_key(*piece)) {
+            return Err(TokenizerError::MergePiece { rank, piece: piece.to_owned() });
         }
         merges.push((left.to_owned(), right.to_owned()));
     }
-    Ok(build(
-        BPE::builder()
-            .vocab_and_merges(ids, merges)
-            .ignore_merges(ignore_merges),
-    ))
+    Ok(build(BPE::builder().vocab_and_merges(ids, merges).ignore_merges(ignore_merges)))
 }
 
 /// Builds without the cache: it lives in thread-locals that would outlive the tokenizer.
 pub(super) fn build(builder: tokenizers::models::bpe::BpeBuilder) -> BPE {
-    builder
-        .cache_capacity(0)
-        .build()
-        .expect("every merge was checked against the vocabulary")
+    builder.cache_capacity(0).build().expect("every merge was checked against the vocabulary")
 }
 
 /// Printable Latin-1 stands for itself, the other 68 bytes for U+0100 and up, in order (GPT-2).
@@ -219,9 +169,7 @@ mod tests {
     }
 
     fn all_bytes() -> Vocab {
-        (0..=255)
-            .map(|byte| (byte_char(byte).to_string(), byte.into()))
-            .collect()
+        (0..=255).map(|byte| (byte_char(byte).to_string(), byte.into())).collect()
     }
 
     #[track_caller]
@@ -229,25 +177,15 @@ mod tests {
         let mut words = Vec::new();
         PreTokenizer::new(pre, &all_bytes())
             .unwrap()
-            .words(text, &mut |word| {
-                words.push(String::from_utf8(unescape(word)).unwrap())
-            });
+            .words(text, &mut |word| words.push(String::from_utf8(unescape(word)).unwrap()));
         assert_eq!(words, expected, "{pre}");
     }
 
     #[test]
     fn words_are_cut_as_each_family_cuts_them() {
-        check_words(
-            "gpt-2",
-            "It's 2024,  ok",
-            &["It", "'s", " 2024", ",", " ", " ok"],
-        );
+        check_words("gpt-2", "It's 2024,  ok", &["It", "'s", " 2024", ",", " ", " ok"]);
         check_words("smollm", "x 42", &["x", " ", "4", "2"]);
-        check_words(
-            "llama-bpe",
-            "1234 I'M\r\n\n",
-            &["123", "4", " I", "'M", "\r\n\n"],
-        );
+        check_words("llama-bpe", "1234 I'M\r\n\n", &["123", "4", " I", "'M", "\r\n\n"]);
         check_words("qwen2", "12\n(ok)", &["1", "2", "\n", "(ok", ")"]);
         check_words("gpt-2", "", &[]);
     }
@@ -256,9 +194,7 @@ mod tests {
     fn a_very_long_run_of_blanks_loses_nothing() {
         let text = format!("a{}b", " ".repeat(3_000_000));
         let mut len = 0;
-        PreTokenizer::new("gpt-2", &all_bytes())
-            .unwrap()
-            .words(&text, &mut |word| len += word.chars().count());
+        PreTokenizer::new("gpt-2", &all_bytes()).unwrap().words(&text, &mut |word| len += word.chars().count());
         assert_eq!(len, text.len());
     }
 }

@@ -47,7 +47,7 @@ pub struct Tokenizer {
 }
 
 enum Family {
-    ByteLevel(PreTokenizer),
+    ByteLevel(Box<PreTokenizer>),
     SentencePiece { add_space_prefix: bool },
 }
 
@@ -62,13 +62,7 @@ struct SpecialIds {
 }
 
 /// Control tokens that end an answer in the chat formats in use, by their text.
-const END_OF_TURN: &[&str] = &[
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<end_of_utterance>",
-];
+const END_OF_TURN: &[&str] = &["<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<end_of_utterance>"];
 /// Control tokens that end a document or a message, by their text.
 const END_OF_TEXT: &[&str] = &["<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<EOT>"];
 
@@ -92,22 +86,14 @@ impl Tokenizer {
         let (bpe, family) = match source.model {
             "gpt2" => {
                 let pre = PreTokenizer::new(source.pre, &ids)?;
-                (
-                    byte_level::bpe(source, ids, pre.ignore_merges())?,
-                    Family::ByteLevel(pre),
-                )
+                (byte_level::bpe(source, ids, pre.ignore_merges())?, Family::ByteLevel(Box::new(pre)))
             }
             "llama" => {
                 let add_space_prefix = source.add_space_prefix.unwrap_or(true);
-                (
-                    sentence_piece::bpe(source, ids)?,
-                    Family::SentencePiece { add_space_prefix },
-                )
+                (sentence_piece::bpe(source, ids)?, Family::SentencePiece { add_space_prefix })
             }
             other => {
-                return Err(TokenizerError::UnknownModel {
-                    found: other.to_owned(),
-                });
+                return Err(TokenizerError::UnknownModel { found: other.to_owned() });
             }
         };
         let mut whole: Vec<(String, u32)> = source
@@ -142,9 +128,7 @@ impl Tokenizer {
                 }
                 Fragment::Text(text) => {
                     match &self.family {
-                        Family::ByteLevel(pre) => {
-                            pre.words(text, &mut |word| self.encode_word(word, &mut ids))
-                        }
+                        Family::ByteLevel(pre) => pre.words(text, &mut |word| self.encode_word(word, &mut ids)),
                         Family::SentencePiece { add_space_prefix } => {
                             let prefix = *add_space_prefix && after_token;
                             self.encode_word(&sentence_piece::escape(text, prefix), &mut ids);
@@ -159,8 +143,7 @@ impl Tokenizer {
 
     /// The text of some ids; bytes that are not UTF-8 show as U+FFFD. See [`decode_bytes`](Self::decode_bytes).
     pub fn decode(&self, ids: &[u32]) -> String {
-        String::from_utf8(self.decode_bytes(ids))
-            .unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
+        String::from_utf8(self.decode_bytes(ids)).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
     }
 
     /// The bytes of some ids, the inverse of [`encode`](Self::encode). Control tokens give their own text. The space that
@@ -170,12 +153,7 @@ impl Tokenizer {
         let mut after_token = true;
         for &id in ids {
             let piece = self.token_bytes(id);
-            let prefixed = matches!(
-                self.family,
-                Family::SentencePiece {
-                    add_space_prefix: true
-                }
-            ) && after_token;
+            let prefixed = matches!(self.family, Family::SentencePiece { add_space_prefix: true }) && after_token;
             after_token = self.is_special(id);
             bytes.extend_from_slice(match piece.split_first() {
                 Some((b' ', rest)) if prefixed && !after_token => rest,
@@ -188,16 +166,13 @@ impl Tokenizer {
     /// The bytes that one id adds to a text, for streams: they need not be whole characters. Empty for an id that the
     /// vocabulary does not have.
     pub fn token_bytes(&self, id: u32) -> Vec<u8> {
-        let (Some(piece), Some(kind)) = (self.bpe.id_to_token(id), self.kinds.get(id as usize))
-        else {
+        let (Some(piece), Some(kind)) = (self.bpe.id_to_token(id), self.kinds.get(id as usize)) else {
             return Vec::new();
         };
         match (kind, &self.family) {
             (Kind::Control | Kind::UserDefined | Kind::Unknown, _) => piece.into_bytes(),
             (_, Family::ByteLevel(_)) => byte_level::unescape(&piece),
-            (Kind::Byte, _) => {
-                sentence_piece::byte(&piece).map_or_else(Vec::new, |byte| vec![byte])
-            }
+            (Kind::Byte, _) => sentence_piece::byte(&piece).map_or_else(Vec::new, |byte| vec![byte]),
             _ => sentence_piece::unescape(&piece),
         }
     }
@@ -234,10 +209,7 @@ impl Tokenizer {
 
     /// Whether this is a control token, which no ordinary text encodes to.
     pub fn is_special(&self, id: u32) -> bool {
-        matches!(
-            self.kinds.get(id as usize),
-            Some(Kind::Control | Kind::Unknown)
-        )
+        matches!(self.kinds.get(id as usize), Some(Kind::Control | Kind::Unknown))
     }
 
     /// Number of ids: all are below it.
@@ -253,10 +225,7 @@ impl Tokenizer {
 
     fn encode_word(&self, word: &str, ids: &mut Vec<u32>) {
         // The model fails only on an unknown token that its vocabulary lacks, and that is checked when it is built.
-        let tokens = self
-            .bpe
-            .tokenize(word)
-            .expect("a checked vocabulary encodes any text");
+        let tokens = self.bpe.tokenize(word).expect("a checked vocabulary encodes any text");
         ids.extend(tokens.iter().map(|token| token.id));
     }
 
@@ -265,9 +234,7 @@ impl Tokenizer {
     fn fragments<'t>(&self, text: &'t str, special: ParseSpecial) -> Vec<Fragment<'t>> {
         let mut fragments = vec![Fragment::Text(text)];
         for (piece, id) in &self.whole {
-            if (special == ParseSpecial::No && self.is_special(*id))
-                || !text.contains(piece.as_str())
-            {
+            if (special == ParseSpecial::No && self.is_special(*id)) || !text.contains(piece.as_str()) {
                 continue;
             }
             fragments = fragments
@@ -305,14 +272,8 @@ fn split_at_piece<'t>(text: &'t str, piece: &str, id: u32) -> Vec<Fragment<'t>> 
 }
 
 fn special_ids(source: &Source, whole: &[(String, u32)], family: &Family) -> SpecialIds {
-    let by_text = |texts: &[&str]| {
-        texts.iter().find_map(|text| {
-            whole
-                .iter()
-                .find(|(piece, _)| piece == text)
-                .map(|(_, id)| *id)
-        })
-    };
+    let by_text =
+        |texts: &[&str]| texts.iter().find_map(|text| whole.iter().find(|(piece, _)| piece == text).map(|(_, id)| *id));
     SpecialIds {
         bos: source.bos,
         eos: source.eos,
@@ -327,9 +288,9 @@ fn special_ids(source: &Source, whole: &[(String, u32)], family: &Family) -> Spe
 }
 
 fn end_of_generation(source: &Source, whole: &[(String, u32)], special: &SpecialIds) -> Vec<u32> {
-    let named = whole.iter().filter(|(piece, _)| {
-        END_OF_TURN.contains(&piece.as_str()) || END_OF_TEXT.contains(&piece.as_str())
-    });
+    let named = whole
+        .iter()
+        .filter(|(piece, _)| END_OF_TURN.contains(&piece.as_str()) || END_OF_TEXT.contains(&piece.as_str()));
     let mut ids: Vec<u32> = named.map(|(_, id)| *id).collect();
     ids.extend([special.eos, special.eot, source.eom].into_iter().flatten());
     ids.sort_unstable();

@@ -26,21 +26,14 @@ pub(super) fn unescape(piece: &str) -> Vec<u8> {
 pub(super) fn byte(piece: &str) -> Option<u8> {
     let digits = piece.strip_prefix("<0x")?.strip_suffix('>')?;
     let two = digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-    if two {
-        u8::from_str_radix(digits, 16).ok()
-    } else {
-        None
-    }
+    if two { u8::from_str_radix(digits, 16).ok() } else { None }
 }
 
 /// Scores turned into a list of merges, best first.
 pub(super) fn bpe(source: &Source, ids: Vocab) -> Result<BPE, TokenizerError> {
     for (id, piece) in source.with_kinds(&[Kind::Byte]) {
         if byte(piece).is_none() {
-            return Err(TokenizerError::BytePiece {
-                id,
-                piece: piece.to_owned(),
-            });
+            return Err(TokenizerError::BytePiece { id, piece: piece.to_owned() });
         }
     }
     let merges = merges(source, &ids)?;
@@ -68,10 +61,7 @@ fn merges(source: &Source, ids: &Vocab) -> Result<Merges, TokenizerError> {
     let score = |id: u32| scores[id as usize];
     ways.sort_by(|a, b| score(b.0).total_cmp(&score(a.0)).then(a.cmp(b)));
     let text = |id: u32| source.pieces[id as usize].to_owned();
-    Ok(ways
-        .into_iter()
-        .map(|(_, left, right)| (text(left), text(right)))
-        .collect())
+    Ok(ways.into_iter().map(|(_, left, right)| (text(left), text(right))).collect())
 }
 
 #[cfg(test)]
@@ -84,10 +74,6 @@ mod tests {
         assert_eq!(escape(" ", false), "▁");
         assert_eq!(unescape("▁a"), b" a");
         assert_eq!(byte("<0x0A>"), Some(10));
-        assert!(
-            ["<0xA>", "<0x+1>", "0x0A", "<0x0A", "<0xGG>"]
-                .iter()
-                .all(|piece| byte(piece).is_none())
-        );
+        assert!(["<0xA>", "<0x+1>", "0x0A", "<0x0A", "<0xGG>"].iter().all(|piece| byte(piece).is_none()));
     }
 }

@@ -37,10 +37,7 @@ impl Kind {
             5 => Self::Unused,
             6 => Self::Byte,
             found => {
-                return Err(TokenizerError::Kind {
-                    id: id as u32,
-                    found,
-                });
+                return Err(TokenizerError::Kind { id: id as u32, found });
             }
         })
     }
@@ -71,32 +68,19 @@ impl<'a> Source<'a> {
     pub(super) fn from_gguf(gguf: &'a Gguf) -> Result<Self, TokenizerError> {
         let metadata = gguf.metadata();
         let missing = |key, expected| TokenizerError::MissingKey { key, expected };
-        let pieces: Vec<&str> = metadata
-            .str_array(TOKENS)
-            .ok_or_else(|| missing(TOKENS, "an array of strings"))?
-            .collect();
+        let pieces: Vec<&str> =
+            metadata.str_array(TOKENS).ok_or_else(|| missing(TOKENS, "an array of strings"))?.collect();
         let kinds = match metadata.i32_array(KINDS) {
-            Some(kinds) => kinds
-                .enumerate()
-                .map(|(id, number)| Kind::new(number, id))
-                .collect::<Result<_, _>>()?,
+            Some(kinds) => kinds.enumerate().map(|(id, number)| Kind::new(number, id)).collect::<Result<_, _>>()?,
             None => vec![Kind::Normal; pieces.len()],
         };
         let id = |key| special_id(&metadata, key, pieces.len());
         Ok(Self {
-            model: metadata
-                .str(MODEL)
-                .ok_or_else(|| missing(MODEL, "a string"))?,
+            model: metadata.str(MODEL).ok_or_else(|| missing(MODEL, "a string"))?,
             pre: metadata.str(PRE).unwrap_or(""),
             kinds,
-            scores: metadata
-                .f32_array(SCORES)
-                .map(Iterator::collect)
-                .unwrap_or_default(),
-            merges: metadata
-                .str_array(MERGES)
-                .map(Iterator::collect)
-                .unwrap_or_default(),
+            scores: metadata.f32_array(SCORES).map(Iterator::collect).unwrap_or_default(),
+            merges: metadata.str_array(MERGES).map(Iterator::collect).unwrap_or_default(),
             bos: id("tokenizer.ggml.bos_token_id")?,
             eos: id("tokenizer.ggml.eos_token_id")?,
             eot: id("tokenizer.ggml.eot_token_id")?,
@@ -116,11 +100,7 @@ impl<'a> Source<'a> {
             return Err(TokenizerError::EmptyVocabulary);
         }
         if self.kinds.len() != expected {
-            return Err(TokenizerError::Length {
-                key: KINDS,
-                expected,
-                found: self.kinds.len(),
-            });
+            return Err(TokenizerError::Length { key: KINDS, expected, found: self.kinds.len() });
         }
         let mut ids = Vocab::with_capacity(expected);
         for (id, piece) in (0..).zip(&self.pieces) {
@@ -128,11 +108,7 @@ impl<'a> Source<'a> {
                 return Err(TokenizerError::EmptyPiece { id });
             }
             if let Some(first) = ids.insert((*piece).to_owned(), id) {
-                return Err(TokenizerError::DuplicatePiece {
-                    piece: (*piece).to_owned(),
-                    first,
-                    second: id,
-                });
+                return Err(TokenizerError::DuplicatePiece { piece: (*piece).to_owned(), first, second: id });
             }
         }
         Ok(ids)
@@ -142,11 +118,7 @@ impl<'a> Source<'a> {
     pub(super) fn scores(&self) -> Result<&[f32], TokenizerError> {
         let (expected, found) = (self.pieces.len(), self.scores.len());
         if found != expected {
-            return Err(TokenizerError::Length {
-                key: SCORES,
-                expected,
-                found,
-            });
+            return Err(TokenizerError::Length { key: SCORES, expected, found });
         }
         match self.scores.iter().position(|score| !score.is_finite()) {
             Some(id) => Err(TokenizerError::Score { id: id as u32 }),
@@ -156,10 +128,7 @@ impl<'a> Source<'a> {
 
     /// Ids and texts of the pieces of some kinds, in the order of their ids.
     pub(super) fn with_kinds(&self, kinds: &[Kind]) -> impl Iterator<Item = (u32, &'a str)> {
-        let of_kind = (0..)
-            .zip(&self.pieces)
-            .zip(&self.kinds)
-            .filter(|(_, kind)| kinds.contains(kind));
+        let of_kind = (0..).zip(&self.pieces).zip(&self.kinds).filter(|(_, kind)| kinds.contains(kind));
         of_kind.map(|((id, piece), _)| (id, *piece))
     }
 
@@ -177,33 +146,18 @@ impl<'a> Source<'a> {
         text("merges");
         self.merges.iter().for_each(|merge| text(merge));
         text("kinds and scores");
-        hash.update(
-            self.kinds
-                .iter()
-                .map(|kind| *kind as u8)
-                .collect::<Vec<_>>(),
-        );
-        self.scores
-            .iter()
-            .for_each(|score| hash.update(score.to_le_bytes()));
+        hash.update(self.kinds.iter().map(|kind| *kind as u8).collect::<Vec<_>>());
+        self.scores.iter().for_each(|score| hash.update(score.to_le_bytes()));
         hash.update([self.add_space_prefix.unwrap_or(true).into()]);
         hash.update(self.unknown.unwrap_or(u32::MAX).to_le_bytes());
         hash.finalize().into()
     }
 }
 
-fn special_id(
-    metadata: &Metadata,
-    key: &'static str,
-    vocab_size: usize,
-) -> Result<Option<u32>, TokenizerError> {
+fn special_id(metadata: &Metadata, key: &'static str, vocab_size: usize) -> Result<Option<u32>, TokenizerError> {
     match metadata.u64(key) {
         None | Some(NO_ID) => Ok(None),
         Some(id) if id < vocab_size as u64 => Ok(Some(id as u32)),
-        Some(id) => Err(TokenizerError::IdOutOfRange {
-            key,
-            id,
-            vocab_size,
-        }),
+        Some(id) => Err(TokenizerError::IdOutOfRange { key, id, vocab_size }),
     }
 }
