@@ -95,6 +95,14 @@ impl AdapterLayout {
             for &projection in &config.target_modules {
                 let [d_out, d_in] = model.projection_shape(projection);
                 let rank = config.rank;
+                // On 32-bit machines a large model and a large rank can pass the end of memory.
+                if rank.checked_mul(d_in + d_out).and_then(|pair| pair.checked_add(len)).is_none() {
+                    return Err(AdapterError::Setting {
+                        name: "rank",
+                        found: rank.to_string(),
+                        expected: "an adapter that fits in memory",
+                    });
+                }
                 let a = len..len + rank * d_in;
                 let b = a.end..a.end + d_out * rank;
                 len = b.end;

@@ -99,9 +99,11 @@ pub fn read_peft(dir: &Path, model: &ModelConfig, base: &BaseIdentity) -> Result
     let config =
         LoraConfig { rank, alpha: settings.alpha()?, use_rslora: settings.flag("use_rslora")?, target_modules };
     let layout = AdapterLayout::new(model, &config)?;
-    let mut values = vec![0.0; layout.len()];
+    // Grown as tensors are found, not by what the configuration promises.
+    let mut values = Vec::new();
     for pair in layout.pairs() {
         let [a, b] = shapes(pair);
+        values.resize(pair.b.end, 0.0);
         read_tensor(&weights_file, &tensors, &name(pair, 'A'), a, &mut values[pair.a.clone()])?;
         read_tensor(&weights_file, &tensors, &name(pair, 'B'), b, &mut values[pair.b.clone()])?;
     }

@@ -37,6 +37,16 @@ pub enum TokenizerError {
         /// Its id.
         id: u32,
     },
+    /// A piece longer than any in use.
+    #[error("token {id} has {len_bytes} bytes, the limit is {limit_bytes}")]
+    PieceTooLong {
+        /// Its id.
+        id: u32,
+        /// Its length.
+        len_bytes: usize,
+        /// The longest accepted.
+        limit_bytes: usize,
+    },
     /// Two ids with the same text.
     #[error("tokens {first} and {second} are both `{piece}`")]
     DuplicatePiece {
@@ -94,6 +104,12 @@ pub enum TokenizerError {
         rank: usize,
         /// The piece.
         piece: String,
+    },
+    /// So many pieces are made of others that merging them would fill the memory.
+    #[error("the merges of the vocabulary take more than {limit_bytes} bytes")]
+    TooManyMerges {
+        /// The most accepted.
+        limit_bytes: usize,
     },
     /// A special id outside the vocabulary.
     #[error("`{key}` is {id}, but there are only {vocab_size} tokens")]

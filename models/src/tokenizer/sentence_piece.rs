@@ -8,6 +8,8 @@ use super::byte_level::build;
 use super::vocabulary::{Kind, Source};
 
 const BLANK: char = '\u{2581}';
+/// A vocabulary of 256 thousand pieces takes about 6 MiB.
+const MAX_MERGE_BYTES: usize = 64 << 20;
 
 /// Text as the vocabulary writes it.
 pub(super) fn escape(text: &str, prefix: bool) -> String {
@@ -51,11 +53,16 @@ fn merges(source: &Source, ids: &Vocab) -> Result<Merges, TokenizerError> {
     let mergeable = |id: u32| matches!(source.kinds[id as usize], Kind::Normal | Kind::UserDefined);
     let find = |part: &str| ids.get(part).copied().filter(|id| mergeable(*id));
     let mut ways: Vec<(u32, u32, u32)> = Vec::new();
+    let mut merge_bytes = 0;
     for (id, piece) in source.with_kinds(&[Kind::Normal, Kind::UserDefined]) {
         for (at, _) in piece.char_indices().skip(1) {
             if let (Some(left), Some(right)) = (find(&piece[..at]), find(&piece[at..])) {
                 ways.push((id, left, right));
+                merge_bytes += piece.len();
             }
+        }
+        if merge_bytes > MAX_MERGE_BYTES {
+            return Err(TokenizerError::TooManyMerges { limit_bytes: MAX_MERGE_BYTES });
         }
     }
     let score = |id: u32| scores[id as usize];

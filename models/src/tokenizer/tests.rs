@@ -141,6 +141,29 @@ fn hostile_vocabularies_are_refused_by_name() {
 }
 
 #[test]
+fn vocabularies_made_to_fill_the_memory_are_refused() {
+    let long = "a".repeat(1025);
+    let refused = build(byte_level(&[&long], &[1], &[])).unwrap_err();
+    assert_eq!(refused, TokenizerError::PieceTooLong { id: 0, len_bytes: 1025, limit_bytes: 1024 });
+    // Every piece is made of any two shorter ones: half a million ways, half a kilobyte each.
+    let pieces: Vec<String> = (1..=1024).map(|len| "a".repeat(len)).collect();
+    let writer = GgufWriter::default()
+        .str("tokenizer.ggml.model", "llama")
+        .strs("tokenizer.ggml.tokens", &pieces)
+        .f32s("tokenizer.ggml.scores", &[0.0; 1024]);
+    assert_eq!(build(writer).unwrap_err(), TokenizerError::TooManyMerges { limit_bytes: 64 << 20 });
+}
+
+#[test]
+fn values_of_another_type_are_not_taken_for_absent() {
+    let writer = byte_level(&["a"], &[1], &[]).str("tokenizer.ggml.bos_token_id", "0");
+    assert_eq!(
+        build(writer).unwrap_err(),
+        TokenizerError::MissingKey { key: "tokenizer.ggml.bos_token_id", expected: "an integer" }
+    );
+}
+
+#[test]
 fn a_flipped_bit_in_a_vocabulary_never_panics() {
     for file in [byte_level(&PIECES, &KINDS, &MERGES).finish(), sentence_piece().finish()] {
         for at in 0..file.len() {

@@ -12,6 +12,8 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 const KINDS: &str = "tokenizer.ggml.token_type";
 const SCORES: &str = "tokenizer.ggml.scores";
 const MERGES: &str = "tokenizer.ggml.merges";
+/// The longest known pieces are runs of 128 blanks or dashes.
+const MAX_PIECE_BYTES: usize = 1024;
 /// Written by some converters for "none".
 const NO_ID: u64 = u32::MAX as u64;
 
@@ -68,13 +70,26 @@ impl<'a> Source<'a> {
     pub(super) fn from_gguf(gguf: &'a Gguf) -> Result<Self, TokenizerError> {
         let metadata = gguf.metadata();
         let missing = |key, expected| TokenizerError::MissingKey { key, expected };
+        let typed = |key, found: bool, expected| {
+            if found || !metadata.contains(key) { Ok(()) } else { Err(missing(key, expected)) }
+        };
         let pieces: Vec<&str> =
             metadata.str_array(TOKENS).ok_or_else(|| missing(TOKENS, "an array of strings"))?.collect();
         let kinds = match metadata.i32_array(KINDS) {
             Some(kinds) => kinds.enumerate().map(|(id, number)| Kind::new(number, id)).collect::<Result<_, _>>()?,
             None => vec![Kind::Normal; pieces.len()],
         };
-        let id = |key| special_id(&metadata, key, pieces.len());
+        typed(KINDS, metadata.i32_array(KINDS).is_some(), "an array of i32")?;
+        typed(SCORES, metadata.f32_array(SCORES).is_some(), "an array of f32")?;
+        typed(MERGES, metadata.str_array(MERGES).is_some(), "an array of strings")?;
+        let id = |key| {
+            typed(key, metadata.u64(key).is_some(), "an integer")?;
+            special_id(&metadata, key, pieces.len())
+        };
+        let flag = |key| {
+            typed(key, metadata.bool(key).is_some(), "a boolean")?;
+            Ok(metadata.bool(key))
+        };
         Ok(Self {
             model: metadata.str(MODEL).ok_or_else(|| missing(MODEL, "a string"))?,
             pre: metadata.str(PRE).unwrap_or(""),
@@ -86,9 +101,9 @@ impl<'a> Source<'a> {
             eot: id("tokenizer.ggml.eot_token_id")?,
             eom: id("tokenizer.ggml.eom_token_id")?,
             unknown: id("tokenizer.ggml.unknown_token_id")?,
-            add_bos: metadata.bool("tokenizer.ggml.add_bos_token"),
-            add_eos: metadata.bool("tokenizer.ggml.add_eos_token"),
-            add_space_prefix: metadata.bool("tokenizer.ggml.add_space_prefix"),
+            add_bos: flag("tokenizer.ggml.add_bos_token")?,
+            add_eos: flag("tokenizer.ggml.add_eos_token")?,
+            add_space_prefix: flag("tokenizer.ggml.add_space_prefix")?,
             pieces,
         })
     }
@@ -106,6 +121,10 @@ impl<'a> Source<'a> {
         for (id, piece) in (0..).zip(&self.pieces) {
             if piece.is_empty() {
                 return Err(TokenizerError::EmptyPiece { id });
+            }
+            if piece.len() > MAX_PIECE_BYTES {
+                let (len_bytes, limit_bytes) = (piece.len(), MAX_PIECE_BYTES);
+                return Err(TokenizerError::PieceTooLong { id, len_bytes, limit_bytes });
             }
             if let Some(first) = ids.insert((*piece).to_owned(), id) {
                 return Err(TokenizerError::DuplicatePiece { piece: (*piece).to_owned(), first, second: id });
