@@ -24,6 +24,7 @@ mod nn;
 mod ops;
 pub mod projection;
 pub mod quant;
+pub mod tokenizer;
 pub mod weights;
 
 pub use batch::TokenBatch;

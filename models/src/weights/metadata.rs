@@ -140,14 +140,6 @@ impl<'a> Metadata<'a> {
         Some(bytes.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b)))
     }
 
-    /// The raw bytes of a string or an array, lengths of array strings included: what a digest over it reads.
-    pub(crate) fn raw(&self, key: &str) -> Option<&'a [u8]> {
-        match self.index.values.get(key)? {
-            Value::Str(range) | Value::Array { bytes: range, .. } => self.bytes.get(range.clone()),
-            _ => None,
-        }
-    }
-
     fn array(&self, key: &str, wanted: &[Element]) -> Option<(usize, &'a [u8])> {
         match self.index.values.get(key)? {
             Value::Array { element, len, bytes } if wanted.contains(element) => {
