@@ -1,0 +1,78 @@
+//! What can go wrong while computing with a model that was loaded.
+
+use thiserror::Error;
+
+/// A pass over a model did not give a result. The model itself stays usable unless the device was lost.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ComputeError {
+    /// The caller asked for the end.
+    #[error("cancelled")]
+    Cancelled,
+    /// A token id that the vocabulary does not have.
+    #[error("token id {id} is outside the vocabulary of {vocab_size}")]
+    TokenOutOfRange {
+        /// The id.
+        id: u32,
+        /// Pieces in the vocabulary.
+        vocab_size: usize,
+    },
+    /// More tokens than the context holds.
+    #[error("{needed} tokens do not fit a context of {capacity}")]
+    ContextFull {
+        /// Tokens that there would be.
+        needed: usize,
+        /// Tokens that there may be.
+        capacity: usize,
+    },
+    /// A batch without tokens, or whose parts have different lengths.
+    #[error("a batch of {rows} rows and {cols} columns has {ids} token ids")]
+    BatchShape {
+        /// Rows declared.
+        rows: usize,
+        /// Columns declared.
+        cols: usize,
+        /// Ids given.
+        ids: usize,
+    },
+    /// A hidden state that the model does not have.
+    #[error("hidden state {depth} of a model with {layers} layers")]
+    NoSuchLayer {
+        /// The depth asked for; 0 is the embedding.
+        depth: usize,
+        /// Layers of the model.
+        layers: usize,
+    },
+    /// An adapter for another model.
+    #[error(
+        "the adapter's {projection} of layer {layer} is [{found_out}, {found_in}], the model's [{expected_out}, {expected_in}]"
+    )]
+    AdapterShape {
+        /// Decoder layer, from 0.
+        layer: usize,
+        /// Name of the projection.
+        projection: &'static str,
+        /// Outputs in the adapter.
+        found_out: usize,
+        /// Inputs in the adapter.
+        found_in: usize,
+        /// Outputs in the model.
+        expected_out: usize,
+        /// Inputs in the model.
+        expected_in: usize,
+    },
+    /// The device failed: out of memory, lost, or a fault in its driver. Work on it since the last result is gone.
+    #[error("the {device} failed: {message}")]
+    Device {
+        /// The device in words.
+        device: String,
+        /// What its driver said.
+        message: String,
+    },
+    /// There is no GPU that this build can use.
+    #[error("no usable GPU: {reason}")]
+    NoGpu {
+        /// Why not.
+        reason: String,
+    },
+}

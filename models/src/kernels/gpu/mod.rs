@@ -1,0 +1,10 @@
+//! The operations on GPUs, in CubeCL, compiled to WGSL.
+//!
+//! Loops are rolled and sizes are run-time values, so that a kernel is compiled once per kind of weight and not once per
+//! shape. No f16, no subgroups, no binding above [`device_matrix::MAX_BINDING_BYTES`].
+#![allow(unsafe_code)]
+
+mod device_matrix;
+mod head_loss;
+mod packed_linear;
+mod rope;

@@ -1,0 +1,76 @@
+//! What changes from one forward pass to the next.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::KvCache;
+use crate::compute_error::ComputeError;
+use crate::device_adapter::DeviceAdapter;
+use crate::ops::RopeAngles;
+
+/// A flag that ends a pass between two layers, settable from any thread; cloning shares it.
+#[derive(Clone, Debug, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// A flag that is not set.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks the pass to end.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Takes the request back.
+    pub fn clear(&self) {
+        self.0.store(false, Ordering::Release);
+    }
+
+    /// Whether the pass shall end.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// One forward pass over `rows` × `cols` tokens.
+pub(crate) struct Pass<'a> {
+    /// Sequences of the batch.
+    pub(crate) rows: usize,
+    /// Tokens of each sequence.
+    pub(crate) cols: usize,
+    /// The turns of every token, in the order of the batch.
+    pub(crate) angles: RopeAngles,
+    /// Added to attention scores: `[1, 1, cols, past + cols]`, 0 or −∞. None where every key may be seen.
+    pub(crate) mask: Option<Tensor<4>>,
+    /// The adapter whose branches join the projections.
+    pub(crate) adapter: Option<&'a DeviceAdapter>,
+    /// Keys and values of earlier tokens; only with one row.
+    pub(crate) cache: Option<&'a mut KvCache>,
+    /// Checked before every layer.
+    pub(crate) stop: &'a Stop,
+}
+
+impl Pass<'_> {
+    /// [`ComputeError::Cancelled`] if the pass shall end.
+    pub(crate) fn check_stop(&self) -> Result<(), ComputeError> {
+        if self.stop.is_set() { Err(ComputeError::Cancelled) } else { Ok(()) }
+    }
+}
+
+/// The causal mask of `cols` new tokens after `past` earlier ones; None for a single token, which may see all.
+///
+/// Batches are padded on the right, so a real token never sees padding and needs no other mask.
+pub(crate) fn causal_mask(cols: usize, past: usize, device: &Device) -> Option<Tensor<4>> {
+    if cols == 1 {
+        return None;
+    }
+    let mut mask = vec![0.0f32; cols * (past + cols)];
+    for (query, row) in mask.chunks_exact_mut(past + cols).enumerate() {
+        row[past + query + 1..].fill(f32::NEG_INFINITY);
+    }
+    Some(Tensor::from_data(TensorData::new(mask, [1, 1, cols, past + cols]), device))
+}

@@ -1,0 +1,50 @@
+//! A packed weight matrix that training never changes, with room for a device's copy of it.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use crate::quant::PackedMatrix;
+
+/// A packed matrix shared by the model, its operations and their gradients; cloning copies a pointer.
+///
+/// The host's bytes are the model file's own. A GPU gets its copy at first use, in the order that its kernels read.
+#[derive(Clone)]
+pub(crate) struct Frozen(Arc<Inner>);
+
+struct Inner {
+    matrix: PackedMatrix,
+    on_device: OnceLock<Box<dyn Any + Send + Sync>>,
+}
+
+impl Frozen {
+    /// Wraps a packed matrix.
+    pub(crate) fn new(matrix: PackedMatrix) -> Self {
+        Self(Arc::new(Inner { matrix, on_device: OnceLock::new() }))
+    }
+
+    /// The host's packed matrix, `[d_out, d_in]`.
+    pub(crate) fn matrix(&self) -> &PackedMatrix {
+        &self.0.matrix
+    }
+
+    /// The copy that `upload` made at the first call. One model lives on one device, so there is one copy.
+    ///
+    /// # Panics
+    /// If called for two types of copies: a mistake of ours.
+    #[cfg_attr(not(feature = "gpu"), expect(dead_code))]
+    pub(crate) fn on_device<T: Send + Sync + 'static>(&self, upload: impl FnOnce(&PackedMatrix) -> T) -> &T {
+        let copy = self.0.on_device.get_or_init(|| Box::new(upload(&self.0.matrix)));
+        match copy.downcast_ref() {
+            Some(copy) => copy,
+            None => panic!("a frozen matrix has one kind of device copy, asked for {}", std::any::type_name::<T>()),
+        }
+    }
+}
+
+impl fmt::Debug for Frozen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let matrix = &self.0.matrix;
+        write!(f, "Frozen({:?} [{}, {}])", matrix.tensor_type(), matrix.rows(), matrix.cols())
+    }
+}
