@@ -1,0 +1,162 @@
+//! Examples become what a forward pass takes: right-padded ids, and the positions whose next token is scored.
+//!
+//! Also decides which examples make up a step. Both are pure functions of their arguments: a resumed run rebuilds the
+//! batch of any step. Knows no tensors.
+
+use mynah_models::{ComputeError, TokenBatch};
+
+use crate::example::Example;
+
+use super::rng::{Purpose, shuffle, stream};
+
+/// The tokens of one example, prompt first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row<'a> {
+    /// Prompt, answer and end token.
+    pub tokens: &'a [u32],
+    /// How many of them are the prompt, which is not scored.
+    pub prompt_len: usize,
+}
+
+impl<'a> From<&'a Example> for Row<'a> {
+    fn from(example: &'a Example) -> Self {
+        Self { tokens: example.tokens(), prompt_len: example.prompt_len() }
+    }
+}
+
+/// Rows of tokens with what is scored in them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    /// Right-padded ids, `[rows, cols]`.
+    pub tokens: TokenBatch,
+    /// Flat positions, row times `cols` plus column, whose next token is scored; ascending.
+    pub positions: Vec<usize>,
+    /// The token that follows each of `positions`.
+    pub targets: Vec<u32>,
+    /// Flat positions that are no padding; ascending.
+    pub real: Vec<usize>,
+}
+
+impl Batch {
+    /// Puts rows side by side, padded to the longest.
+    ///
+    /// Every answer token is scored, and the end token; the position of a token's prediction is the one before it, so the
+    /// very first token is never scored.
+    ///
+    /// # Errors
+    /// [`ComputeError::BatchShape`] if there is no token at all.
+    pub fn new(rows: &[Row<'_>]) -> Result<Self, ComputeError> {
+        let sequences: Vec<&[u32]> = rows.iter().map(|row| row.tokens).collect();
+        // What padding holds does not matter: attention is causal and padding comes last.
+        let padded = TokenBatch::padded(&sequences, 0)?;
+        let (mut positions, mut targets, mut real) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, row) in rows.iter().enumerate() {
+            let (start, len) = (index * padded.cols(), row.tokens.len());
+            real.extend(start..start + len);
+            let answer = row.prompt_len.max(1).min(len)..len;
+            positions.extend(answer.clone().map(|token| start + token - 1));
+            targets.extend_from_slice(&row.tokens[answer]);
+        }
+        Ok(Self { tokens: padded, positions, targets, real })
+    }
+}
+
+/// Which examples, by index, each step of a run trains on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Schedule {
+    /// Examples of the run; at least 1.
+    pub examples: usize,
+    /// Examples of one step, at least 1; the last step of an epoch has what is left.
+    pub batch_rows: usize,
+    /// The session's seed.
+    pub seed: u64,
+    /// Number of the run.
+    pub run: u64,
+}
+
+impl Schedule {
+    /// Steps of one epoch.
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.examples.div_ceil(self.batch_rows) as u64
+    }
+
+    /// Indices of the examples of step `step`, counted from 0. Each epoch has each example once, in its own order.
+    pub fn examples_of_step(&self, step: u64) -> Vec<usize> {
+        let (epoch, within) = (step / self.steps_per_epoch(), (step % self.steps_per_epoch()) as usize);
+        let mut order: Vec<usize> = (0..self.examples).collect();
+        shuffle(&mut stream(self.seed, Purpose::EpochOrder, self.run, epoch), &mut order);
+        let from = within * self.batch_rows;
+        order[from..self.examples.min(from + self.batch_rows)].to_vec()
+    }
+}
+
+/// Splits rows, in their order, so that no part has more than `max_tokens` ids, padding included; a longer row is alone.
+pub fn split<'a>(rows: &[Row<'a>], max_tokens: usize) -> Vec<Vec<Row<'a>>> {
+    let mut parts: Vec<Vec<Row<'a>>> = Vec::new();
+    let mut cols = 0;
+    for row in rows {
+        let wider = cols.max(row.tokens.len());
+        match parts.last_mut() {
+            Some(part) if wider * (part.len() + 1) <= max_tokens => {
+                part.push(*row);
+                cols = wider;
+            }
+            _ => {
+                parts.push(vec![*row]);
+                cols = row.tokens.len();
+            }
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_scored_one_position_early() {
+        let batch = Batch::new(&[
+            Row { tokens: &[5, 6, 7, 2], prompt_len: 2 },
+            Row { tokens: &[8, 9], prompt_len: 1 },
+            Row { tokens: &[3, 4, 1], prompt_len: 0 },
+        ])
+        .unwrap();
+        assert_eq!((batch.tokens.rows(), batch.tokens.cols()), (3, 4));
+        assert_eq!(batch.tokens.ids(), [5, 6, 7, 2, 8, 9, 0, 0, 3, 4, 1, 0]);
+        assert_eq!(batch.positions, [1, 2, 4, 8, 9]);
+        assert_eq!(batch.targets, [7, 2, 9, 4, 1]);
+        assert_eq!(batch.real, [0, 1, 2, 3, 4, 5, 8, 9, 10]);
+    }
+
+    #[test]
+    fn every_epoch_has_every_example_once_in_an_order_of_its_own() {
+        let schedule = Schedule { examples: 10, batch_rows: 4, seed: 1, run: 2 };
+        assert_eq!(schedule.steps_per_epoch(), 3);
+        let epoch = |number: u64| (0..3).flat_map(|k| schedule.examples_of_step(3 * number + k)).collect::<Vec<_>>();
+        for number in 0..5 {
+            let mut sorted = epoch(number);
+            sorted.sort_unstable();
+            assert_eq!(sorted, (0..10).collect::<Vec<_>>());
+        }
+        assert_ne!(epoch(0), epoch(1));
+        assert_ne!(
+            epoch(0),
+            (0..3).flat_map(|k| Schedule { run: 3, ..schedule }.examples_of_step(k)).collect::<Vec<_>>()
+        );
+        assert_eq!(schedule.examples_of_step(2).len(), 2);
+    }
+
+    #[test]
+    fn parts_stay_within_their_tokens_and_keep_the_order() {
+        let tokens = [0; 9];
+        let rows: Vec<Row<'_>> =
+            [3, 4, 2, 9, 1, 1].iter().map(|len| Row { tokens: &tokens[..*len], prompt_len: 0 }).collect();
+        let lens = |max| -> Vec<Vec<usize>> {
+            split(&rows, max).iter().map(|part| part.iter().map(|row| row.tokens.len()).collect()).collect()
+        };
+        assert_eq!(lens(8), [vec![3, 4], vec![2], vec![9], vec![1, 1]]);
+        assert_eq!(lens(1), [vec![3], vec![4], vec![2], vec![9], vec![1], vec![1]]);
+        assert_eq!(lens(1000), [vec![3, 4, 2, 9, 1, 1]]);
+    }
+}

@@ -1,0 +1,224 @@
+//! The step: micro-batches, losses, gradients, clipping, AdamW, and the method's own after-step.
+
+use burn::tensor::Tensor;
+use mynah_models::adapter::Adapter;
+use mynah_models::{ComputeError, Model, Stop};
+use serde::{Deserialize, Serialize};
+
+use super::batch::{Batch, Row, split};
+use super::learners::Learners;
+use super::methods::{ContinualMethod, Loss, MicroBatch, Moment, SettingError, Source, StepTotals};
+use super::optimizer::{AdamW, OptimizerConfig, clip};
+
+/// Everything that a step changes. Lives on the host, in f32; the device only ever has copies.
+#[derive(Debug, Clone)]
+pub struct LearnerState {
+    /// The trained adapter.
+    pub fast: Adapter,
+    /// The served adapter.
+    pub slow: Adapter,
+    /// Moments of the fast adapter's gradients.
+    pub optimizer: AdamW,
+}
+
+impl LearnerState {
+    /// Starts from one adapter: the slow learner is a copy of it, the moments are zero.
+    pub fn new(adapter: Adapter) -> Self {
+        let optimizer = AdamW::new(adapter.values().len());
+        Self { slow: adapter.clone(), fast: adapter, optimizer }
+    }
+}
+
+/// How gradients are computed and used.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TrainerConfig {
+    /// Learning rate and all that.
+    pub optimizer: OptimizerConfig,
+    /// Tokens computed at once, padding included; a longer example is computed alone. Bounds the memory of activations,
+    /// and changes results only by rounding. Default 256.
+    pub micro_batch_tokens: usize,
+}
+
+impl Default for TrainerConfig {
+    fn default() -> Self {
+        Self { optimizer: OptimizerConfig::default(), micro_batch_tokens: 256 }
+    }
+}
+
+impl TrainerConfig {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// [`SettingError`] names the first that is out of range.
+    pub fn check(&self) -> Result<(), SettingError> {
+        let tokens = self.micro_batch_tokens;
+        SettingError::unless(tokens > 0, "micro_batch_tokens", tokens as f64, "1 or more")?;
+        self.optimizer.check()
+    }
+}
+
+/// Why a step failed. The state is as before it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LearnError {
+    /// A loss or gradient is infinite or not a number: the learning rate is too high, or the state is damaged.
+    #[error("step {step}: the loss is {loss} and its gradient's norm {grad_norm}")]
+    NotFinite {
+        /// Number of the step in its run, from 1.
+        step: u64,
+        /// The loss.
+        loss: f64,
+        /// L2 norm of the gradient.
+        grad_norm: f64,
+    },
+    /// The device failed, or someone cancelled.
+    #[error(transparent)]
+    Compute(#[from] ComputeError),
+}
+
+/// The examples of one step.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StepRows<'a> {
+    /// What the run is to learn.
+    pub new: Vec<Row<'a>>,
+    /// What is replayed beside it.
+    pub replayed: Vec<Row<'a>>,
+}
+
+/// What a step measured, all before its update.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepLog {
+    /// Mean cross entropy of the new examples' scored tokens, in nats.
+    pub cross_entropy: f64,
+    /// The same of the replayed ones, where there were any.
+    pub replayed_cross_entropy: Option<f64>,
+    /// Mean consistency, where the method has one and something was replayed.
+    pub consistency: Option<f64>,
+    /// What was minimized.
+    pub loss: f64,
+    /// L2 norm of its gradient, before clipping.
+    pub grad_norm: f64,
+    /// Forward passes over the base, of both learners.
+    pub forward_passes: u64,
+    /// Tokens that went through the fast learner, padding not counted.
+    pub tokens: usize,
+}
+
+/// Takes steps.
+#[derive(Debug)]
+pub struct Trainer<'a, M> {
+    model: &'a Model,
+    method: M,
+    config: TrainerConfig,
+}
+
+impl<'a, M: ContinualMethod> Trainer<'a, M> {
+    /// A trainer of adapters for `model`.
+    pub fn new(model: &'a Model, method: M, config: TrainerConfig) -> Self {
+        Self { model, method, config }
+    }
+
+    /// Takes one step: changes `state` as a whole, or not at all.
+    ///
+    /// `stop` is looked at between layers and micro-batches; a step that was stopped has not happened.
+    ///
+    /// # Errors
+    /// [`LearnError`]; [`ComputeError::Cancelled`] after a stop.
+    pub fn step(
+        &self,
+        state: &mut LearnerState,
+        rows: &StepRows<'_>,
+        moment: Moment,
+        stop: &Stop,
+    ) -> Result<StepLog, LearnError> {
+        let micro_batches = self.micro_batches(rows)?;
+        let slow = self.method.asks_slow().then_some(&state.slow);
+        let learners = Learners::upload(self.model, &state.fast, slow)?;
+        let mut gradient = vec![0.0; state.fast.values().len()];
+        let mut measured = Measured::default();
+        for micro in &micro_batches {
+            let loss = self.method.loss(&learners, micro, stop)?;
+            add(&mut gradient, &learners.gradient(&loss.total)?);
+            measured.add(micro.source, self.read(loss)?);
+            check(stop)?;
+        }
+        let grad_norm = clip(&mut gradient, self.config.optimizer.max_grad_norm);
+        check_finite(moment, measured.loss, grad_norm)?;
+        let rate = self.config.optimizer.learning_rate_at(state.optimizer.steps());
+        state.optimizer.step(state.fast.values_mut(), &gradient, rate, &self.config.optimizer);
+        self.method.after_step(moment, &state.fast, &mut state.slow);
+        Ok(measured.log(grad_norm, learners.forward_passes(), &micro_batches))
+    }
+
+    /// The step's rows in parts that are computed one after another, each knowing what the whole step has.
+    fn micro_batches(&self, rows: &StepRows<'_>) -> Result<Vec<MicroBatch>, ComputeError> {
+        let mut parts = Vec::new();
+        for (source, rows) in [(Source::New, &rows.new), (Source::Replayed, &rows.replayed)] {
+            for part in split(rows, self.config.micro_batch_tokens) {
+                parts.push((source, Batch::new(&part)?));
+            }
+        }
+        let step = StepTotals::of(parts.iter().map(|(source, batch)| (*source, batch)));
+        Ok(parts.into_iter().map(|(source, batch)| MicroBatch { source, batch, step }).collect())
+    }
+
+    /// The numbers of a loss: total, cross entropy, consistency.
+    fn read(&self, loss: Loss) -> Result<[Option<f64>; 3], ComputeError> {
+        let has_consistency = loss.consistency.is_some();
+        let terms = [Some(loss.total.inner()), Some(loss.cross_entropy), loss.consistency];
+        let read = self.model.device().read(Tensor::cat(terms.into_iter().flatten().collect(), 0))?;
+        let at = |index: usize| read.get(index).map(|value| f64::from(*value));
+        Ok([at(0), at(1), if has_consistency { at(2) } else { None }])
+    }
+}
+
+/// Sums over the micro-batches of a step.
+#[derive(Debug, Default)]
+struct Measured {
+    loss: f64,
+    cross_entropy: f64,
+    replayed_cross_entropy: Option<f64>,
+    consistency: Option<f64>,
+}
+
+impl Measured {
+    fn add(&mut self, source: Source, [loss, cross_entropy, consistency]: [Option<f64>; 3]) {
+        let onto = |sum: &mut Option<f64>, value: f64| *sum = Some(sum.unwrap_or(0.0) + value);
+        self.loss += loss.unwrap_or(f64::NAN);
+        let cross_entropy = cross_entropy.unwrap_or(f64::NAN);
+        match source {
+            Source::New => self.cross_entropy += cross_entropy,
+            Source::Replayed => onto(&mut self.replayed_cross_entropy, cross_entropy),
+        }
+        if let Some(value) = consistency {
+            onto(&mut self.consistency, value);
+        }
+    }
+
+    fn log(self, grad_norm: f64, forward_passes: u64, micro_batches: &[MicroBatch]) -> StepLog {
+        StepLog {
+            cross_entropy: self.cross_entropy,
+            replayed_cross_entropy: self.replayed_cross_entropy,
+            consistency: self.consistency,
+            loss: self.loss,
+            grad_norm,
+            forward_passes,
+            tokens: micro_batches.iter().map(|micro| micro.batch.real.len()).sum(),
+        }
+    }
+}
+
+fn add(sum: &mut [f32], part: &[f32]) {
+    sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+}
+
+fn check(stop: &Stop) -> Result<(), ComputeError> {
+    if stop.is_set() { Err(ComputeError::Cancelled) } else { Ok(()) }
+}
+
+fn check_finite(moment: Moment, loss: f64, grad_norm: f64) -> Result<(), LearnError> {
+    if loss.is_finite() && grad_norm.is_finite() {
+        return Ok(());
+    }
+    Err(LearnError::NotFinite { step: moment.steps_done, loss, grad_norm })
+}
