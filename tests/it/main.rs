@@ -1,1 +1,3 @@
-//! Tests.
+//! Black-box tests of the whole, in one binary: what takes long is linking burn.
+
+mod methods;
