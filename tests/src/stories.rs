@@ -5,6 +5,10 @@ use std::sync::Arc;
 
 use mynah_models::weights::Gguf;
 
+/// What stands between two stories. The vocabulary's end-of-text token was never trained: its row of the output matrix is
+/// that of 189 other unused tokens.
+pub const END_TOKEN: u32 = 1;
+
 /// Where the repository keeps it.
 pub fn file() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/assets/stories260K.gguf"))
