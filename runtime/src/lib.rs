@@ -7,4 +7,5 @@
 extern crate alloc;
 
 pub mod example;
+pub mod replay;
 pub mod storage;
