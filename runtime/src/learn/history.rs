@@ -1,0 +1,317 @@
+//! What learning has come to, beside the adapters: the run in hand, which examples were learned, which are remembered.
+//!
+//! Everything here is small, goes into every revision, and together with the examples decides every later step. Knows
+//! examples only by their ids.
+
+use serde::{Deserialize, Serialize};
+
+use super::batch::Schedule;
+use super::methods::{ContinualMethod, Method, Moment};
+use super::trainer::TrainerConfig;
+use crate::example::{ExampleId, mix};
+use crate::replay::{Memory, Policy};
+
+/// A set of example ids as ranges, which stays small where ids come in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lineage {
+    /// First and last id of each range; ascending, neither overlapping nor touching.
+    ranges: Vec<(u64, u64)>,
+}
+
+impl Lineage {
+    /// Adds an id.
+    pub fn insert(&mut self, id: ExampleId) {
+        let ExampleId(id) = id;
+        let at = self.ranges.partition_point(|&(_, last)| last.saturating_add(1) < id);
+        match self.ranges.get_mut(at) {
+            Some((first, last)) if *first <= id.saturating_add(1) => {
+                *first = id.min(*first);
+                *last = id.max(*last);
+            }
+            _ => self.ranges.insert(at, (id, id)),
+        }
+        let Some(&(next, end)) = self.ranges.get(at + 1) else { return };
+        if self.ranges[at].1.saturating_add(1) >= next {
+            self.ranges[at].1 = end;
+            self.ranges.remove(at + 1);
+        }
+    }
+
+    /// Whether an id is in it.
+    pub fn contains(&self, id: ExampleId) -> bool {
+        let at = self.ranges.partition_point(|&(_, last)| last < id.0);
+        self.ranges.get(at).is_some_and(|&(first, _)| first <= id.0)
+    }
+
+    /// How many ids are in it.
+    pub fn len(&self) -> u64 {
+        self.ranges.iter().map(|(first, last)| last - first + 1).sum()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// Every id, ascending.
+    pub fn ids(&self) -> impl Iterator<Item = ExampleId> + '_ {
+        self.ranges.iter().flat_map(|&(first, last)| first..=last).map(ExampleId)
+    }
+
+    /// First and last id of each range, ascending.
+    pub fn ranges(&self) -> &[(u64, u64)] {
+        &self.ranges
+    }
+}
+
+/// Which examples a run is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Examples {
+    /// Those stored by the time the run begins that no run has learned yet: of one task, or of all.
+    NotYetLearned(Option<String>),
+    /// These, learned before or not.
+    These(Vec<ExampleId>),
+}
+
+/// Everything that decides a run's steps, besides the examples themselves and the memory. A run continues only under
+/// the same settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunSettings {
+    /// What is learned.
+    pub examples: Examples,
+    /// How forgetting is fought.
+    pub method: Method,
+    /// How gradients are used.
+    pub trainer: TrainerConfig,
+    /// New examples of one step.
+    pub batch_rows: usize,
+    /// Seed of the order, of the replay draws and of the memory.
+    pub seed: u64,
+}
+
+/// One run: so many steps over some examples.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Its number, from 1.
+    pub number: u64,
+    /// What decides its steps.
+    pub settings: RunSettings,
+    /// The examples, as they were chosen when it began.
+    pub ids: Vec<ExampleId>,
+    /// Steps in all.
+    pub steps_total: u64,
+    /// Steps behind it.
+    pub steps_done: u64,
+}
+
+impl Run {
+    /// Whether it has all its steps.
+    pub fn is_finished(&self) -> bool {
+        self.steps_done >= self.steps_total
+    }
+
+    /// Where it is once the next step is done.
+    pub fn next_moment(&self) -> Moment {
+        Moment { steps_done: self.steps_done + 1, steps_total: self.steps_total }
+    }
+
+    /// The new examples of step `step`, counted from 0.
+    pub fn ids_of_step(&self, step: u64) -> Vec<ExampleId> {
+        let RunSettings { batch_rows, seed, .. } = self.settings;
+        let schedule = Schedule { examples: self.ids.len(), batch_rows, seed, run: self.number };
+        schedule.examples_of_step(step).into_iter().map(|index| self.ids[index]).collect()
+    }
+
+    /// What the next step replays from `memory` beside `new` examples, none of which is in `exclude`.
+    pub fn draw(&self, memory: &Memory, new: usize, exclude: &[ExampleId]) -> Vec<ExampleId> {
+        let count = (self.settings.method.replay_ratio() * new as f64).round() as usize;
+        // Runs of one session draw independently.
+        memory.draw(count, mix(self.settings.seed ^ mix(self.number)), self.steps_done, exclude)
+    }
+}
+
+/// What learning has come to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct History {
+    /// Steps of all runs.
+    pub steps: u64,
+    /// The newest run, finished or not.
+    pub run: Option<Run>,
+    /// Every example that a step has trained on.
+    pub lineage: Lineage,
+    /// Learned in the newest run for the first time, and so not yet offered to the memory.
+    pub fresh: Lineage,
+    /// What is replayed.
+    pub memory: Memory,
+}
+
+impl History {
+    /// Nothing learned.
+    pub fn new(policy: Policy, memory_examples: u32) -> Self {
+        Self {
+            steps: 0,
+            run: None,
+            lineage: Lineage::default(),
+            fresh: Lineage::default(),
+            memory: Memory::new(policy, memory_examples),
+        }
+    }
+
+    /// Number of the newest run, 0 before the first.
+    pub fn run_number(&self) -> u64 {
+        self.run.as_ref().map_or(0, |run| run.number)
+    }
+
+    /// The run in hand, if it goes on under these settings to the same length.
+    pub fn resumable(&self, settings: &RunSettings, steps_total: impl Fn(usize) -> u64) -> Option<&Run> {
+        let run = self.run.as_ref().filter(|run| !run.is_finished())?;
+        (run.settings == *settings && run.steps_total == steps_total(run.ids.len())).then_some(run)
+    }
+
+    /// Begins a run over `ids`. What the run before it learned, finished or given up, can be replayed from now on.
+    ///
+    /// `task_of` tells the task of an example that is still stored.
+    pub fn begin<'a>(
+        &mut self,
+        settings: RunSettings,
+        ids: Vec<ExampleId>,
+        steps_total: u64,
+        task_of: impl Fn(ExampleId) -> Option<&'a str>,
+    ) {
+        let seed = settings.seed;
+        for id in std::mem::take(&mut self.fresh).ids() {
+            if let Some(task) = task_of(id) {
+                self.memory.insert(id, task, seed);
+            }
+        }
+        let number = self.run_number() + 1;
+        self.run = Some(Run { number, settings, ids, steps_total, steps_done: 0 });
+    }
+
+    /// Counts a step of the run in hand that trained on `new`.
+    pub fn step_done(&mut self, new: &[ExampleId]) {
+        self.steps += 1;
+        for id in new {
+            if !self.lineage.contains(*id) {
+                self.fresh.insert(*id);
+            }
+            self.lineage.insert(*id);
+        }
+        if let Some(run) = &mut self.run {
+            run.steps_done += 1;
+        }
+    }
+
+    /// Ends the run in hand where it is.
+    pub fn give_up(&mut self) {
+        if let Some(run) = &mut self.run {
+            run.steps_total = run.steps_done;
+        }
+    }
+
+    /// Gives the memory another policy or capacity: it then holds what it would if it had had them from the beginning.
+    pub fn set_memory<'a>(
+        &mut self,
+        policy: Policy,
+        capacity: u32,
+        seed: u64,
+        task_of: impl Fn(ExampleId) -> Option<&'a str>,
+    ) {
+        if (self.memory.policy(), self.memory.capacity()) == (policy, capacity) {
+            return;
+        }
+        let learned = self.lineage.ids().filter(|id| !self.fresh.contains(*id));
+        self.memory = Memory::rebuild(policy, capacity, seed, learned.filter_map(|id| Some((id, task_of(id)?))));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use rand_chacha::rand_core::Rng;
+
+    use super::*;
+    use crate::learn::Er;
+    use crate::learn::rng::{Purpose, stream};
+
+    #[test]
+    fn ranges_are_the_set_that_was_inserted() {
+        let mut rng = stream(3, Purpose::Test, 0, 0);
+        for _ in 0..300 {
+            let (mut ranges, mut set) = (Lineage::default(), BTreeSet::new());
+            for _ in 0..rng.next_u32() % 40 {
+                let id = u64::from(rng.next_u32() % 30);
+                ranges.insert(ExampleId(id));
+                set.insert(id);
+            }
+            assert!((0..31).all(|id| ranges.contains(ExampleId(id)) == set.contains(&id)), "{ranges:?}, {set:?}");
+            assert_eq!(ranges.len(), set.len() as u64);
+            assert!(ranges.ranges().windows(2).all(|pair| pair[0].1 + 1 < pair[1].0), "{ranges:?}");
+        }
+        let mut ends = Lineage::default();
+        ends.insert(ExampleId(u64::MAX));
+        ends.insert(ExampleId(0));
+        assert!(ends.contains(ExampleId(u64::MAX)) && !ends.contains(ExampleId(1)));
+    }
+
+    fn settings(examples: Examples) -> RunSettings {
+        let (method, trainer) = (Method::Er(Er::DEFAULT), TrainerConfig::default());
+        RunSettings { examples, method, trainer, batch_rows: 2, seed: 1 }
+    }
+
+    fn task(id: ExampleId) -> Option<&'static str> {
+        (id.0 != 9).then_some("task")
+    }
+
+    #[test]
+    fn what_a_run_learned_is_remembered_when_the_next_begins_even_if_it_was_given_up() {
+        let mut history = History::new(Policy::Reservoir, 10);
+        let ids: Vec<ExampleId> = (1..=4).map(ExampleId).collect();
+        history.begin(settings(Examples::NotYetLearned(None)), ids, 2, task);
+        history.step_done(&[ExampleId(3), ExampleId(1)]);
+        assert_eq!(history.memory.seen(), 0, "a run does not replay its own examples");
+        history.begin(settings(Examples::NotYetLearned(None)), vec![ExampleId(2), ExampleId(3)], 1, task);
+        assert_eq!(history.memory.ids().collect::<Vec<_>>(), [ExampleId(1), ExampleId(3)]);
+        history.step_done(&[ExampleId(2), ExampleId(3)]);
+        history.begin(settings(Examples::NotYetLearned(None)), vec![ExampleId(5)], 1, task);
+        assert_eq!(history.memory.ids().collect::<Vec<_>>(), [ExampleId(1), ExampleId(3), ExampleId(2)]);
+        let remembered = history.memory.clone();
+        history.set_memory(Policy::Reservoir, 10, 1, task);
+        assert_eq!(history.memory, remembered, "the same settings change nothing");
+        history.set_memory(Policy::Reservoir, 2, 1, task);
+        assert_eq!(history.memory.len(), 2);
+        assert_eq!((history.run_number(), history.steps, history.lineage.len()), (3, 2, 3));
+    }
+
+    #[test]
+    fn a_step_replays_neither_what_it_learns_nor_what_is_gone() {
+        let mut history = History::new(Policy::Reservoir, 10);
+        history.begin(settings(Examples::NotYetLearned(None)), (1..=9).map(ExampleId).collect(), 5, task);
+        (1..=9).for_each(|id| history.step_done(&[ExampleId(id)]));
+        history.begin(settings(Examples::NotYetLearned(None)), vec![ExampleId(20)], 5, task);
+        let run = history.run.clone().unwrap();
+        let drawn = run.draw(&history.memory, 20, &[ExampleId(1)]);
+        assert_eq!(drawn.len(), 7, "of nine, one is learned now and one is stored no more");
+        assert!(!drawn.contains(&ExampleId(1)) && !drawn.contains(&ExampleId(9)));
+        let later = Run { steps_done: 1, ..run.clone() };
+        let next = Run { number: 3, ..run.clone() };
+        assert_eq!(drawn, run.draw(&history.memory, 20, &[ExampleId(1)]));
+        assert_ne!(drawn, later.draw(&history.memory, 20, &[ExampleId(1)]));
+        assert_ne!(drawn, next.draw(&history.memory, 20, &[ExampleId(1)]));
+    }
+
+    #[test]
+    fn a_run_resumes_only_under_its_own_settings() {
+        let mut history = History::new(Policy::Reservoir, 10);
+        let these = || settings(Examples::These(vec![ExampleId(1)]));
+        history.begin(these(), vec![ExampleId(1)], 5, task);
+        assert!(history.resumable(&these(), |_| 5).is_some());
+        assert!(history.resumable(&these(), |_| 6).is_none());
+        assert!(history.resumable(&RunSettings { seed: 2, ..these() }, |_| 5).is_none());
+        assert!(history.resumable(&settings(Examples::These(vec![ExampleId(2)])), |_| 5).is_none());
+        (0..5).for_each(|_| history.step_done(&[ExampleId(1)]));
+        assert!(history.resumable(&these(), |_| 5).is_none(), "it is finished");
+    }
+}
