@@ -145,9 +145,8 @@ fn penalize(logits: &mut [f32], recent: &[u32], penalty: f32) {
 
 /// All candidates, the likeliest first; the `top_k` likeliest where that is not 0.
 fn ranked(logits: &[f32], top_k: usize) -> Vec<Candidate> {
-    let possible = |(id, &weight): (usize, &f32)| {
-        (weight > f32::NEG_INFINITY).then_some(Candidate { id: id as u32, weight })
-    };
+    let possible =
+        |(id, &weight): (usize, &f32)| (weight > f32::NEG_INFINITY).then_some(Candidate { id: id as u32, weight });
     let mut candidates: Vec<Candidate> = logits.iter().enumerate().filter_map(possible).collect();
     if top_k > 0 && top_k < candidates.len() {
         candidates.select_nth_unstable_by(top_k, likeliest_first);

@@ -138,9 +138,8 @@ mod tests {
         let stops = [vec![], vec!["b"], vec!["ab", "b<|"], vec!["aab", "ab"], vec!["€a", "<||>"], vec!["🦜🦜"]];
         let mut rng = ChaCha8Rng::seed_from_u64(11);
         for round in 0..4000 {
-            let bytes: Vec<u8> = (0..rng.next_u32() % 12)
-                .flat_map(|_| parts[rng.next_u32() as usize % parts.len()].to_vec())
-                .collect();
+            let bytes: Vec<u8> =
+                (0..rng.next_u32() % 12).flat_map(|_| parts[rng.next_u32() as usize % parts.len()].to_vec()).collect();
             let cuts: Vec<usize> = (1..bytes.len()).filter(|_| rng.next_u32() % 2 == 0).collect();
             let stops = &stops[round % stops.len()];
             assert_eq!(deliver(&bytes, &cuts, stops), expected(&bytes, stops), "{bytes:?} at {cuts:?}, {stops:?}");

@@ -5,6 +5,8 @@
 
 use mynah_models::{ComputeError, TokenBatch};
 
+use crate::example::Example;
+
 use super::rng::{Purpose, shuffle, stream};
 
 /// The tokens of one example, prompt first.
@@ -14,6 +16,12 @@ pub struct Row<'a> {
     pub tokens: &'a [u32],
     /// How many of them are the prompt, which is not scored.
     pub prompt_len: usize,
+}
+
+impl<'a> From<&'a Example> for Row<'a> {
+    fn from(example: &'a Example) -> Self {
+        Self { tokens: example.tokens(), prompt_len: example.prompt_len() }
+    }
 }
 
 /// Rows of tokens with what is scored in them.
@@ -132,7 +140,10 @@ mod tests {
             assert_eq!(sorted, (0..10).collect::<Vec<_>>());
         }
         assert_ne!(epoch(0), epoch(1));
-        assert_ne!(epoch(0), (0..3).flat_map(|k| Schedule { run: 3, ..schedule }.examples_of_step(k)).collect::<Vec<_>>());
+        assert_ne!(
+            epoch(0),
+            (0..3).flat_map(|k| Schedule { run: 3, ..schedule }.examples_of_step(k)).collect::<Vec<_>>()
+        );
         assert_eq!(schedule.examples_of_step(2).len(), 2);
     }
 

@@ -3,7 +3,8 @@
 use std::cell::Cell;
 
 use burn::tensor::Tensor;
-use mynah_models::{Adapter, ComputeError, DeviceAdapter, Model, Stop};
+use mynah_models::adapter::Adapter;
+use mynah_models::{ComputeError, DeviceAdapter, Model, Stop};
 
 use super::batch::Batch;
 use super::loss;

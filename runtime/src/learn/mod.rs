@@ -5,6 +5,7 @@
 //! a run can be computed again.
 
 pub mod batch;
+pub mod history;
 pub mod learners;
 pub mod loss;
 pub mod methods;
@@ -13,8 +14,9 @@ pub(crate) mod rng;
 pub mod trainer;
 
 pub use batch::{Batch, Row, Schedule};
+pub use history::{Examples, History, Lineage, Memory, Run, RunSettings};
 pub use learners::Learners;
 pub use loss::{ConsistencyForm, HiddenLayers, TokenScope};
-pub use methods::{Cadence, ContinualMethod, Er, Ilora, Method, Moment, Retention, Sequential};
+pub use methods::{Cadence, ContinualMethod, Er, Ilora, Method, Moment, Retention, Sequential, SettingError};
 pub use optimizer::{AdamW, OptimizerConfig};
-pub use trainer::{LearnError, LearnerState, StepLog, StepRows, Trainer};
+pub use trainer::{LearnError, LearnerState, StepLog, StepRows, Trainer, TrainerConfig};

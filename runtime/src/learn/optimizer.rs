@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::methods::SettingError;
+
 /// Settings of [`AdamW`] and of what happens to a gradient before it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct OptimizerConfig {
@@ -40,6 +42,24 @@ impl Default for OptimizerConfig {
 }
 
 impl OptimizerConfig {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// [`SettingError`] names the first that is out of range.
+    pub fn check(&self) -> Result<(), SettingError> {
+        let positive = |value: f64| value > 0.0 && value.is_finite();
+        let share = |value: f64| (0.0..1.0).contains(&value);
+        let rate = self.learning_rate;
+        SettingError::unless(positive(rate), "learning_rate", rate, "above 0")?;
+        SettingError::unless(share(self.beta1), "beta1", self.beta1, "0 to below 1")?;
+        SettingError::unless(share(self.beta2), "beta2", self.beta2, "0 to below 1")?;
+        SettingError::unless(positive(self.eps), "eps", self.eps, "above 0")?;
+        let decay = self.weight_decay;
+        SettingError::unless(decay >= 0.0 && decay.is_finite(), "weight_decay", decay, "0 or more")?;
+        let norm = self.max_grad_norm.unwrap_or(1.0);
+        SettingError::unless(positive(norm), "max_grad_norm", norm, "above 0")
+    }
+
     /// The learning rate of step `step`, counted from 0: constant after a linear warm-up.
     pub fn learning_rate_at(&self, step: u64) -> f64 {
         if step >= self.warmup_steps {

@@ -1,12 +1,13 @@
 //! The step: micro-batches, losses, gradients, clipping, AdamW, and the method's own after-step.
 
 use burn::tensor::Tensor;
-use mynah_models::{Adapter, ComputeError, Model, Stop};
+use mynah_models::adapter::Adapter;
+use mynah_models::{ComputeError, Model, Stop};
 use serde::{Deserialize, Serialize};
 
 use super::batch::{Batch, Row, split};
 use super::learners::Learners;
-use super::methods::{ContinualMethod, Loss, MicroBatch, Moment, Source, StepTotals};
+use super::methods::{ContinualMethod, Loss, MicroBatch, Moment, SettingError, Source, StepTotals};
 use super::optimizer::{AdamW, OptimizerConfig, clip};
 
 /// Everything that a step changes. Lives on the host, in f32; the device only ever has copies.
@@ -41,6 +42,18 @@ pub struct TrainerConfig {
 impl Default for TrainerConfig {
     fn default() -> Self {
         Self { optimizer: OptimizerConfig::default(), micro_batch_tokens: 256 }
+    }
+}
+
+impl TrainerConfig {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// [`SettingError`] names the first that is out of range.
+    pub fn check(&self) -> Result<(), SettingError> {
+        let tokens = self.micro_batch_tokens;
+        SettingError::unless(tokens > 0, "micro_batch_tokens", tokens as f64, "1 or more")?;
+        self.optimizer.check()
     }
 }
 

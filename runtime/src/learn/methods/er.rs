@@ -1,9 +1,10 @@
 //! Experience replay: old examples beside the new ones.
 
-use mynah_models::{Adapter, ComputeError, Stop};
+use mynah_models::adapter::Adapter;
+use mynah_models::{ComputeError, Stop};
 use serde::{Deserialize, Serialize};
 
-use super::{ContinualMethod, Loss, MicroBatch, Moment, replay_loss, serve_fast};
+use super::{ContinualMethod, Loss, MicroBatch, Moment, SettingError, replay_loss, serve_fast};
 use crate::learn::learners::Learners;
 
 /// `L = ½ (CE(new) + CE(replayed))`, or `CE(new)` while there is nothing to replay; the fast adapter is served.
@@ -34,6 +35,10 @@ impl ContinualMethod for Er {
 
     fn replay_ratio(&self) -> f64 {
         self.replay_ratio
+    }
+
+    fn check(&self) -> Result<(), SettingError> {
+        SettingError::check_replay_ratio(self.replay_ratio)
     }
 
     fn loss(&self, learners: &Learners<'_>, micro: &MicroBatch, stop: &Stop) -> Result<Loss, ComputeError> {

@@ -1,10 +1,11 @@
 //! Interpolation-based LoRA: a fast learner is trained, a slow one follows it and is served.
 
 use burn::tensor::Tensor;
-use mynah_models::{Adapter, ComputeError, Stop};
+use mynah_models::adapter::Adapter;
+use mynah_models::{ComputeError, Stop};
 use serde::{Deserialize, Serialize};
 
-use super::{ContinualMethod, Loss, MicroBatch, Moment, Source, cross_entropy, replay_loss};
+use super::{ContinualMethod, Loss, MicroBatch, Moment, SettingError, Source, cross_entropy, replay_loss};
 use crate::learn::learners::Learners;
 use crate::learn::loss::{ConsistencyForm, HiddenLayers, TokenScope, consistency_sum, consistency_terms, select};
 
@@ -140,6 +141,19 @@ impl ContinualMethod for Ilora {
         self.gamma != 0.0
     }
 
+    fn check(&self) -> Result<(), SettingError> {
+        SettingError::check_replay_ratio(self.replay_ratio)?;
+        SettingError::unless(self.gamma >= 0.0 && self.gamma.is_finite(), "gamma", self.gamma, "0 or more")?;
+        match self.retention {
+            Retention::Lambda(lambda) => {
+                SettingError::unless((0.0..=1.0).contains(&lambda), "lambda", lambda, "0 to 1")
+            }
+            Retention::HalfLifeSteps(steps) => {
+                SettingError::unless(steps > 0.0 && steps.is_finite(), "half_life_steps", steps, "above 0")
+            }
+        }
+    }
+
     fn loss(&self, learners: &Learners<'_>, micro: &MicroBatch, stop: &Stop) -> Result<Loss, ComputeError> {
         if self.gamma == 0.0 || micro.source == Source::New {
             return replay_loss(learners, micro, stop);
@@ -155,8 +169,9 @@ impl ContinualMethod for Ilora {
     }
 
     fn after_step(&self, moment: Moment, fast: &Adapter, slow: &mut Adapter) {
-        if let Some(lambda) = self.lambda_at(moment) {
-            slow.interpolate(fast, lambda as f32);
+        let Some(lambda) = self.lambda_at(moment) else { return };
+        if let Err(error) = slow.interpolate(fast, lambda as f32) {
+            panic!("checked settings and one layout: {error}");
         }
     }
 }

@@ -7,7 +7,8 @@ mod ilora;
 mod sequential;
 
 use burn::tensor::Tensor;
-use mynah_models::{Adapter, ComputeError, Stop};
+use mynah_models::adapter::Adapter;
+use mynah_models::{ComputeError, Stop};
 use serde::{Deserialize, Serialize};
 
 pub use er::Er;
@@ -17,6 +18,35 @@ pub use sequential::Sequential;
 use super::batch::Batch;
 use super::learners::Learners;
 use super::loss::HiddenLayers;
+
+/// A setting of learning that is out of its range.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("learning: `{setting}` is {found}, expected {expected}")]
+#[non_exhaustive]
+pub struct SettingError {
+    /// Name of the field.
+    pub setting: &'static str,
+    /// Its value.
+    pub found: f64,
+    /// The range in words.
+    pub expected: &'static str,
+}
+
+impl SettingError {
+    /// An error unless `found` is in range.
+    pub(crate) fn unless(
+        in_range: bool,
+        setting: &'static str,
+        found: f64,
+        expected: &'static str,
+    ) -> Result<(), Self> {
+        if in_range { Ok(()) } else { Err(Self { setting, found, expected }) }
+    }
+
+    pub(crate) fn check_replay_ratio(ratio: f64) -> Result<(), Self> {
+        Self::unless((0.0..=64.0).contains(&ratio), "replay_ratio", ratio, "0 to 64")
+    }
+}
 
 /// Where the examples of a micro-batch come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +128,12 @@ pub trait ContinualMethod {
     fn asks_slow(&self) -> bool {
         false
     }
+
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// [`SettingError`] names the first that is out of range.
+    fn check(&self) -> Result<(), SettingError>;
 
     /// The share of one micro-batch in the loss of its step. The shares of a step add up to its loss.
     ///
@@ -187,6 +223,10 @@ impl ContinualMethod for Method {
 
     fn asks_slow(&self) -> bool {
         self.method().asks_slow()
+    }
+
+    fn check(&self) -> Result<(), SettingError> {
+        self.method().check()
     }
 
     fn loss(&self, learners: &Learners<'_>, micro: &MicroBatch, stop: &Stop) -> Result<Loss, ComputeError> {

@@ -1,9 +1,10 @@
 //! Fine-tuning on one task after another, with nothing against forgetting.
 
-use mynah_models::{Adapter, ComputeError, Stop};
+use mynah_models::adapter::Adapter;
+use mynah_models::{ComputeError, Stop};
 use serde::{Deserialize, Serialize};
 
-use super::{ContinualMethod, Loss, MicroBatch, Moment, replay_loss, serve_fast};
+use super::{ContinualMethod, Loss, MicroBatch, Moment, SettingError, replay_loss, serve_fast};
 use crate::learn::learners::Learners;
 
 /// `L = CE(new)`; the fast adapter is served.
@@ -17,6 +18,10 @@ impl ContinualMethod for Sequential {
 
     fn replay_ratio(&self) -> f64 {
         0.0
+    }
+
+    fn check(&self) -> Result<(), SettingError> {
+        Ok(())
     }
 
     fn loss(&self, learners: &Learners<'_>, micro: &MicroBatch, stop: &Stop) -> Result<Loss, ComputeError> {

@@ -1,0 +1,234 @@
+//! A session is put together: model, device, store, and how it learns.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mynah_models::Model;
+use mynah_models::adapter::{Adapter, LoraConfig};
+use mynah_models::chat_template::{ChatTemplate, TemplateError};
+use mynah_models::tokenizer::Tokenizer;
+use mynah_models::weights::Gguf;
+
+use super::control::Control;
+use super::error::SessionError;
+use super::ledger::{Ledger, Saved};
+use super::threads::Threads;
+use super::wording::Wording;
+use super::{Learner, Session};
+use crate::device::{self, DeviceChoice};
+use crate::learn::methods::ContinualMethod;
+use crate::learn::{AdamW, History, LearnerState, Method, TrainerConfig};
+
+/// The model of a session: a file, or one that was opened before.
+#[derive(Debug, Clone)]
+pub enum ModelSource {
+    /// A GGUF file.
+    Path(PathBuf),
+    /// A model file in memory or mapped.
+    Gguf(Arc<Gguf>),
+}
+
+impl From<&Path> for ModelSource {
+    fn from(path: &Path) -> Self {
+        Self::Path(path.to_owned())
+    }
+}
+
+impl From<PathBuf> for ModelSource {
+    fn from(path: PathBuf) -> Self {
+        Self::Path(path)
+    }
+}
+
+impl From<&str> for ModelSource {
+    fn from(path: &str) -> Self {
+        Self::Path(path.into())
+    }
+}
+
+impl From<Arc<Gguf>> for ModelSource {
+    fn from(gguf: Arc<Gguf>) -> Self {
+        Self::Gguf(gguf)
+    }
+}
+
+/// Settings of a [`Session`] that is not open yet.
+#[derive(Debug, Clone)]
+pub struct SessionBuilder {
+    pub(super) model: ModelSource,
+    pub(super) device: DeviceChoice,
+    pub(super) store: Option<PathBuf>,
+    pub(super) threads: usize,
+    pub(super) seed: u64,
+    pub(super) lora: Option<LoraConfig>,
+    pub(super) method: Method,
+    pub(super) trainer: TrainerConfig,
+    pub(super) context_tokens: usize,
+    pub(super) memory_examples: usize,
+    pub(super) commit_every_steps: u64,
+}
+
+impl SessionBuilder {
+    pub(super) fn new(model: ModelSource) -> Self {
+        Self {
+            model,
+            device: DeviceChoice::default(),
+            store: None,
+            threads: 0,
+            seed: 0,
+            lora: None,
+            method: Method::default(),
+            trainer: TrainerConfig::default(),
+            context_tokens: 2048,
+            memory_examples: 500,
+            commit_every_steps: 1,
+        }
+    }
+
+    /// Where to compute. Default: the CPU. A GPU that is not there means the CPU and a [`Session::notice`].
+    pub fn device(mut self, device: DeviceChoice) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// The folder that keeps what is taught and learned; made if it is not there. Default: none, nothing is kept.
+    pub fn store(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.store = Some(folder.into());
+        self
+    }
+
+    /// Threads to compute on. Default, and 0: one per core, shared with other sessions.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Where the randomness of adapters and learning starts. Default 0. Sampling has its own.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// The adapters' form. Default: the store's, or rank 8, alpha 16 on all seven projections.
+    pub fn lora(mut self, lora: LoraConfig) -> Self {
+        self.lora = Some(lora);
+        self
+    }
+
+    /// How forgetting is fought. Default: I-LoRA.
+    pub fn method(mut self, method: Method) -> Self {
+        self.method = method;
+        self
+    }
+
+    /// Learning rate, clipping, micro-batches. Default: [`TrainerConfig::default`].
+    pub fn trainer(mut self, trainer: TrainerConfig) -> Self {
+        self.trainer = trainer;
+        self
+    }
+
+    /// Tokens of prompt and answer that [`Session::generate`] can hold, at most what the model was made for.
+    /// Default 2048.
+    pub fn context_tokens(mut self, tokens: usize) -> Self {
+        self.context_tokens = tokens;
+        self
+    }
+
+    /// How many examples can be replayed. Default 500.
+    pub fn memory_examples(mut self, examples: usize) -> Self {
+        self.memory_examples = examples;
+        self
+    }
+
+    /// Steps between two commits: what a kill may cost. Default 1: at most the step in hand.
+    pub fn commit_every_steps(mut self, steps: u64) -> Self {
+        self.commit_every_steps = steps.max(1);
+        self
+    }
+
+    /// Loads the model, opens the store and takes up where its newest revision ends.
+    ///
+    /// # Errors
+    /// [`SessionError::Load`] and [`SessionError::Tokenizer`] for the model file; [`SessionError::Store`] if the store is
+    /// in use, damaged beyond its last good revision, or another model's; [`SessionError::OtherLora`] if its adapters have
+    /// another form than [`SessionBuilder::lora`] asks for; [`SessionError::Setting`].
+    pub fn open(self) -> Result<Session, SessionError> {
+        self.method.check()?;
+        self.trainer.check()?;
+        let gguf = match &self.model {
+            ModelSource::Path(path) => Gguf::open(path)?,
+            ModelSource::Gguf(gguf) => Arc::clone(gguf),
+        };
+        let threads =
+            Threads::new(self.threads).map_err(|source| SessionError::Threads { threads: self.threads, source })?;
+        let wording = wording(&gguf)?;
+        let opened = device::open(self.device);
+        let model = threads.run(|| Model::load(&gguf, &opened.device))?;
+        let (ledger, saved) = match &self.store {
+            Some(folder) => Ledger::open(folder, &model, &wording.tokenizer)?,
+            None => (Ledger::in_memory(), None),
+        };
+        let (state, mut history) = self.start(&model, saved)?;
+        history.memory.set_capacity(self.memory_examples);
+        Ok(Session {
+            context_tokens: self.context_tokens.clamp(1, model.config().max_position_embeddings),
+            model: Arc::new(model),
+            wording,
+            threads: Arc::new(threads),
+            ledger,
+            state,
+            state_version: 0,
+            history,
+            served: Learner::Slow,
+            serving: None,
+            control: Control::new(),
+            notice: opened.notice,
+            seed: self.seed,
+            method: self.method,
+            trainer: self.trainer,
+            commit_every_steps: self.commit_every_steps,
+        })
+    }
+
+    /// The learners of the newest revision, or fresh ones.
+    fn start(&self, model: &Model, saved: Option<Saved>) -> Result<(LearnerState, History), SessionError> {
+        let Some(Saved { state, history }) = saved else {
+            let lora = self.lora.clone().unwrap_or_default();
+            let mut state = LearnerState::new(Adapter::init(model.config(), &lora, self.seed)?);
+            state.optimizer = AdamW::new(0);
+            return Ok((state, History::new(self.memory_examples)));
+        };
+        let found = state.fast.config();
+        match &self.lora {
+            Some(asked) if !is_same_form(asked, found) => {
+                Err(SessionError::OtherLora { found_rank: found.rank, asked_rank: asked.rank })
+            }
+            _ => Ok((state, history)),
+        }
+    }
+}
+
+/// Whether two configurations make adapters of one layout and strength; the order of targets does not matter.
+fn is_same_form(a: &LoraConfig, b: &LoraConfig) -> bool {
+    let targets = |config: &LoraConfig| {
+        let mut targets = config.target_modules.clone();
+        targets.sort_by_key(|target| *target as usize);
+        targets.dedup();
+        targets
+    };
+    (a.rank, a.alpha, a.use_rslora) == (b.rank, b.alpha, b.use_rslora) && targets(a) == targets(b)
+}
+
+/// Tokenizer and template of a model file. A model without a template is no chat model, and else whole.
+fn wording(gguf: &Gguf) -> Result<Wording, SessionError> {
+    let tokenizer = Tokenizer::from_gguf(gguf)?;
+    let template = match ChatTemplate::from_gguf(gguf, &tokenizer) {
+        Ok(template) => Some(template),
+        Err(TemplateError::Missing) => None,
+        Err(error) => {
+            log::warn!("chat is not available: {error}");
+            None
+        }
+    };
+    Ok(Wording { tokenizer, template })
+}
