@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
+use mynah::session::Phase;
 use mynah::{Learner, Session, SessionBuilder};
 use mynah_models::weights::Gguf;
 
@@ -11,7 +12,7 @@ use crate::error::CliError;
 use crate::interrupt;
 use crate::model_cache::{self, ModelSource};
 use crate::options::{DeviceChoice, Options};
-use crate::progress::{Progress, note};
+use crate::progress::Progress;
 
 /// `-m MODEL`.
 #[derive(Debug, clap::Args)]
@@ -49,19 +50,12 @@ pub(crate) fn builder(model: &str, options: &Options) -> Result<SessionBuilder, 
         DeviceChoice::Cpu => mynah::DeviceChoice::Cpu,
         DeviceChoice::Gpu => mynah::DeviceChoice::Gpu,
     };
-    let builder = builder.device(device).seed(options.seed);
-    Ok(match options.threads {
-        Some(threads) => builder.threads(usize::from(threads)),
-        None => builder,
-    })
+    Ok(builder.device(device).seed(options.seed))
 }
 
-/// Opens the session, passes on what it has to say, and lets Ctrl-C cancel what it does.
+/// Opens the session and lets Ctrl-C cancel what it does. What the session has to say about its device, it logs.
 pub(crate) fn open(builder: SessionBuilder) -> Result<Session, CliError> {
     let session = builder.open()?;
-    if let Some(notice) = session.notice() {
-        note(notice);
-    }
     let control = session.control();
     interrupt::on_interrupt(move || control.cancel());
     Ok(session)
@@ -84,8 +78,8 @@ pub(crate) fn watched<T>(session: &mut Session, label: &str, work: impl FnOnce(&
                 let progress = control.progress();
                 bar.set_total(progress.total);
                 bar.set(progress.done);
-                if let Some(loss) = progress.loss {
-                    bar.message(format!("loss {loss:.3}"));
+                if progress.loss.is_finite() && progress.phase == Phase::Learning {
+                    bar.message(format!("loss {:.3}", progress.loss));
                 }
             }
             bar.clear();

@@ -71,7 +71,8 @@ fn text_becomes_ids_and_a_prompt_becomes_text() {
 #[test]
 fn the_same_seed_gives_the_same_text() {
     let sampled = |seed: &str| {
-        let arguments = ["generate", "-m", MODEL, "--raw", "-p", "Lily", "-n", "20", "--temperature", "1", "--seed", seed];
+        let arguments =
+            ["generate", "-m", MODEL, "--raw", "-p", "Lily", "-n", "20", "--temperature", "1", "--seed", seed];
         done(&arguments, "")["ids"].clone()
     };
     assert_eq!(sampled("7"), sampled("7"));
@@ -83,13 +84,27 @@ fn what_was_learned_is_there_the_next_time() {
     let folder = tempfile::tempdir().expect("a folder");
     let lessons = write_lessons(folder.path());
     let store = folder.path().join("store");
-    let learn = ["learn", "-m", MODEL, "--store", path(&store), path(&lessons), "--steps", "40", "--learning-rate", "0.005", "--rank", "16"];
+    let learn = [
+        "learn",
+        "-m",
+        MODEL,
+        "--store",
+        path(&store),
+        path(&lessons),
+        "--steps",
+        "40",
+        "--learning-rate",
+        "0.005",
+        "--rank",
+        "16",
+    ];
     let learned = done(&learn, "");
     assert_eq!(learned["steps"], 40, "{learned}");
     assert_eq!(learned["stopped_by"], "finished");
     assert!(learned["loss"].is_f64() && learned["revision"].is_u64(), "{learned}");
 
-    let generate = ["generate", "-m", MODEL, "--store", path(&store), "--raw", "-p", "The cat Mip likes to eat", "--stop", "."];
+    let generate =
+        ["generate", "-m", MODEL, "--store", path(&store), "--raw", "-p", "The cat Mip likes to eat", "--stop", "."];
     assert_eq!(done(&generate, "")["text"].as_str().map(str::trim), Some("fish"));
 
     let stat = done(&["store", "stat", path(&store)], "");
@@ -107,7 +122,8 @@ fn what_was_learned_is_there_the_next_time() {
     assert_eq!(inspected["rank"], 16, "{inspected}");
     let other = folder.path().join("other");
     done(&["adapter", "import", "-m", MODEL, "--store", path(&other), path(&adapter)], "");
-    let generate = ["generate", "-m", MODEL, "--store", path(&other), "--raw", "-p", "The cat Mip likes to eat", "--stop", "."];
+    let generate =
+        ["generate", "-m", MODEL, "--store", path(&other), "--raw", "-p", "The cat Mip likes to eat", "--stop", "."];
     assert_eq!(done(&generate, "")["text"].as_str().map(str::trim), Some("fish"));
 }
 
@@ -116,7 +132,8 @@ fn a_chat_can_be_scripted() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = folder.path().join("store");
     let chat = ["chat", "-m", MODEL, "--store", path(&store), "-n", "8", "--learning-rate", "0.005"];
-    let script = "The dog Rex is\n/teach very old.\n/learn 30\n/status\n/forget 1\n/nonsense\n/undo\n/quit\nnever read\n";
+    let script =
+        "The dog Rex is\n/teach very old.\n/learn 30\n/status\n/forget 1\n/nonsense\n/undo\n/quit\nnever read\n";
     let turns = done(&chat, script)["turns"].clone();
     let turns = turns.as_array().expect("turns");
     assert_eq!(turns.len(), 7, "{turns:?}");
@@ -156,7 +173,13 @@ fn speed_and_perplexity_are_measured() {
 
 #[test]
 fn wrong_usage_ends_with_2_and_says_so() {
-    for arguments in [&["pull"][..], &["generate"], &["nonsense"], &["learn", "--minutes", "-1"], &["bench", "-m", MODEL, "train", "--steps", "0"]] {
+    for arguments in [
+        &["pull"][..],
+        &["generate"],
+        &["nonsense"],
+        &["learn", "--minutes", "-1"],
+        &["bench", "-m", MODEL, "train", "--steps", "0"],
+    ] {
         let (code, document) = mynah(arguments, "");
         assert_eq!(code, 2, "{arguments:?}");
         assert_eq!(document["error"]["kind"], "usage", "{arguments:?}");
@@ -167,8 +190,12 @@ fn wrong_usage_ends_with_2_and_says_so() {
 fn a_bad_model_file_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let whole = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/stories260K.gguf")).expect("the model");
-    let cases: [(&str, &[u8]); 4] =
-        [("empty.gguf", b""), ("magic.gguf", b"GGML\x03\0\0\0"), ("header.gguf", &whole[..1000]), ("tensors.gguf", &whole[..500_000])];
+    let cases: [(&str, &[u8]); 4] = [
+        ("empty.gguf", b""),
+        ("magic.gguf", b"GGML\x03\0\0\0"),
+        ("header.gguf", &whole[..1000]),
+        ("tensors.gguf", &whole[..500_000]),
+    ];
     for (name, bytes) in cases {
         let file = folder.path().join(name);
         std::fs::write(&file, bytes).expect("a file");

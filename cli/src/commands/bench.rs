@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use mynah::Session;
 use mynah::budget::peak_resident_bytes;
-use mynah::learn::{LearnerState, Method, Moment, Row, Sequential, StepRows, Trainer};
-use mynah::{Session, TrainerConfig};
-use mynah_models::adapter::LoraConfig;
-use mynah_models::{Adapter, Model, Stop};
+use mynah::learn::{LearnerState, Method, Moment, Row, Sequential, StepRows, Trainer, TrainerConfig};
+use mynah_models::adapter::{Adapter, LoraConfig};
+use mynah_models::{Model, Stop};
 use serde::Serialize;
 
 use crate::error::CliError;
@@ -94,7 +94,8 @@ pub(crate) fn run(args: &BenchArgs, options: &Options, output: Output) -> Result
         device: session.model().device().name().to_owned(),
     };
     output.result(&document, || {
-        let memory = document.peak_rss_mb.map_or_else(|| "unknown".to_owned(), |megabytes| format!("{megabytes:.0} MB"));
+        let memory =
+            document.peak_rss_mb.map_or_else(|| "unknown".to_owned(), |megabytes| format!("{megabytes:.0} MB"));
         format!(
             "{workload} on {}: {:.1} tokens/s, {:.3} s a pass (median of {}), peak memory {memory}, loaded in {:.2} s",
             document.device, document.tokens_per_s, document.s_per_step, document.steps, document.load_seconds,

@@ -7,7 +7,9 @@ use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 
 use mynah::generate::{GenerateError, GenerateOptions, StopReason};
-use mynah::{Budget, Interaction, LearnRequest, Message, PromptFormat, Session, SessionError};
+use mynah::session::{Interaction, LearnRequest, PromptFormat};
+use mynah::{Budget, Session, SessionError};
+use mynah_models::chat_template::Message;
 use rustyline::error::ReadlineError;
 use serde::Serialize;
 
@@ -86,7 +88,7 @@ pub(crate) fn run(args: &ChatArgs, options: &Options, output: Output) -> Result<
         session,
         uses_template,
         generate_options: args.sampling.options(options.seed),
-        batch_rows: args.method.batch_rows(),
+        request: args.method.request(),
         messages: Vec::new(),
         last_prompt: None,
         before_learning: Vec::new(),
@@ -96,9 +98,12 @@ pub(crate) fn run(args: &ChatArgs, options: &Options, output: Output) -> Result<
     while let Some(line) = lines.next()? {
         // Ctrl-C during the last turn ended that turn, not the chat.
         interrupt::reset();
-        match chat.turn(line.trim())? {
-            Some(turn) => turns.push(turn),
-            None => break,
+        match chat.turn(line.trim()) {
+            Ok(Some(turn)) => turns.push(turn),
+            Ok(None) => break,
+            // A person reads what went wrong and goes on; a script stops at its first failure.
+            Err(error) if lines.is_terminal() => note(&error.text()),
+            Err(error) => return Err(error),
         }
     }
     output.result(&Document { turns }, String::new)
@@ -108,7 +113,7 @@ struct Chat {
     session: Session,
     uses_template: bool,
     generate_options: GenerateOptions,
-    batch_rows: usize,
+    request: LearnRequest,
     messages: Vec<Message>,
     last_prompt: Option<String>,
     /// Revisions that were served before each `/learn` of this chat.
@@ -132,7 +137,9 @@ impl Chat {
             "/learn" => self.learn(rest.trim())?,
             "/undo" => self.undo()?,
             "/status" => self.status(),
-            "/forget" => "not supported yet: what was taught can be undone by /undo, as long as this chat lasts".to_owned(),
+            "/forget" => {
+                "not supported yet: what was taught can be undone by /undo, as long as this chat lasts".to_owned()
+            }
             _ if command.starts_with('/') => format!("no command is called {command}; /help lists them"),
             _ => return self.answer(line).map(Some),
         };
@@ -153,7 +160,9 @@ impl Chat {
             };
             match attempt {
                 // The oldest turn makes room for the newest.
-                Err(CliError::Session(SessionError::Generate(GenerateError::PromptTooLong { .. }))) if self.messages.len() > 2 => {
+                Err(CliError::Session(SessionError::Generate(GenerateError::PromptTooLong { .. })))
+                    if self.messages.len() > 2 =>
+                {
                     self.messages.drain(..2);
                 }
                 Err(error) => {
@@ -185,13 +194,12 @@ impl Chat {
         if answer.is_empty() {
             return Ok("write the right answer behind it: /teach Marta Quill".to_owned());
         }
-        let format = if self.uses_template { PromptFormat::Chat } else { PromptFormat::Raw { join: " ".to_owned() } };
+        let format = if self.uses_template { PromptFormat::Chat } else { PromptFormat::raw() };
         self.session.observe(&Interaction {
             prompt: prompt.clone(),
             answer: answer.to_owned(),
             format,
-            task: Some("chat".to_owned()),
-            source_id: None,
+            task: Interaction::DEFAULT_TASK.to_owned(),
         })?;
         Ok(format!("noted: \"{prompt}\" is answered by \"{answer}\"; /learn makes it stick"))
     }
@@ -205,13 +213,14 @@ impl Chat {
             },
         };
         let before = self.session.status();
-        if before.records == before.learned && before.run.as_ref().is_none_or(|run| run.finished) {
+        if before.examples == before.learned && before.run.as_ref().is_none_or(|run| run.steps_done == run.steps_total)
+        {
             return Ok("there is nothing new to learn; /teach gives something".to_owned());
         }
-        let request = LearnRequest { steps, batch_rows: self.batch_rows, ..LearnRequest::default() };
+        let request = LearnRequest { steps, ..self.request.clone() };
         let report =
-            open::watched(&mut self.session, "learning", |session| session.learn(&request, &Budget::unlimited()))?;
-        self.before_learning.extend(before.published);
+            open::watched(&mut self.session, "learning", |session| session.learn(&request, Budget::unlimited()))?;
+        self.before_learning.extend(before.revision);
         // Old wrong answers in the context would speak against what was just learned.
         self.messages.clear();
         let how = report.stopped_by.name();
@@ -232,7 +241,7 @@ impl Chat {
         let revision = status.revision.map_or_else(|| "none".to_owned(), |revision| revision.to_string());
         format!(
             "{} examples in the store, {} of them learned; {} steps taken; revision {revision}; on {}",
-            status.records, status.learned, status.steps, status.device,
+            status.examples, status.learned, status.steps, status.device,
         )
     }
 }

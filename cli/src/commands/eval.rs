@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use mynah::Session;
 use mynah::generate::GenerateOptions;
-use mynah::{EvalItem, EvalTask, PromptFormat, Session};
+use mynah::session::{EvalTask, Interaction, PromptFormat};
+use mynah_models::tokenizer::ParseSpecial;
 use serde::Serialize;
 
 use crate::error::CliError;
@@ -63,7 +65,7 @@ pub(crate) fn run(args: &EvalArgs, options: &Options, output: Output) -> Result<
     let questions = questions(&suite, args)?;
     let mut builder = open::builder(&args.model.model, options)?;
     if let Some(store) = &args.store {
-        builder = builder.store(open::existing_store(store)?).read_only();
+        builder = builder.store(open::existing_store(store)?);
     }
     let mut session = open::open(builder)?;
     let mut rows = Vec::new();
@@ -105,22 +107,23 @@ fn score(session: &mut Session, task: &Task, lines: &[Line], learner: LearnerCho
 }
 
 fn exact(session: &mut Session, task: &Task, lines: &[Line], learner: LearnerChoice) -> Result<f64, CliError> {
-    let item = |line: &Line| EvalItem { prompt: line.prompt.clone(), answer: line.answer.clone() };
-    let eval_task = EvalTask {
-        name: task.name.clone(),
-        items: lines.iter().map(item).collect(),
+    let item = |line: &Line| Interaction {
+        prompt: line.prompt.clone(),
+        answer: line.answer.clone(),
         format: PromptFormat::Raw { join: task.join.clone() },
+        task: task.name.clone(),
     };
+    let eval_task = EvalTask { name: task.name.clone(), items: lines.iter().map(item).collect() };
     let report = open::watched(session, &task.name, |session| session.eval(&[eval_task], learner.into()))?;
     Ok(report.mean())
 }
 
 fn by_text(session: &mut Session, task: &Task, lines: &[Line], learner: LearnerChoice) -> Result<f64, CliError> {
-    session.set_learner(learner.into());
+    session.serve(learner.into());
     let progress = Progress::counted(&task.name, lines.len() as u64);
     let mut sum = 0.0;
     for (done, line) in lines.iter().enumerate() {
-        let wanted = session.tokenizer().encode(&line.answer, mynah_models::tokenizer::ParseSpecial::No)?.len();
+        let wanted = session.tokenizer().encode(&line.answer, ParseSpecial::No).len();
         let options = GenerateOptions { max_new_tokens: wanted + SPARE_TOKENS, ..GenerateOptions::default() };
         let generation = session.generate(&line.prompt, &options, &mut |_| true)?;
         if interrupt::asked() {

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use mynah::Session;
 use mynah::generate::{GenerateOptions, Generation, Sampling};
-use mynah::{Message, Session};
+use mynah_models::chat_template::Message;
 use serde::Serialize;
 
 use crate::error::CliError;
@@ -97,10 +98,10 @@ struct Document<'a> {
 pub(crate) fn run(args: &GenerateArgs, options: &Options, output: Output) -> Result<(), CliError> {
     let mut builder = open::builder(&args.model.model, options)?;
     if let Some(store) = &args.store {
-        builder = builder.store(open::existing_store(store)?).read_only();
+        builder = builder.store(open::existing_store(store)?);
     }
     let mut session = open::open(builder)?;
-    session.set_learner(args.learner.into());
+    session.serve(args.learner.into());
     let generate_options = args.sampling.options(options.seed);
     let generation = if args.raw || !has_chat_template(&session) {
         streamed(output, |on_text| Ok(session.generate(&args.prompt, &generate_options, on_text)?))?
@@ -122,7 +123,7 @@ pub(crate) fn run(args: &GenerateArgs, options: &Options, output: Output) -> Res
 
 /// Whether the model says how a conversation is written; a line says so if not.
 pub(crate) fn has_chat_template(session: &Session) -> bool {
-    let has = session.has_chat_template();
+    let has = session.can_chat();
     if !has {
         note("the model has no chat template: the prompt is taken as it is");
     }

@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mynah::learn::{Er, Ilora, Method, Retention, Sequential};
-use mynah::{Budget, Examples, Interaction, LearnRequest, LoraConfig, PromptFormat, TrainerConfig};
+use mynah::Budget;
+use mynah::learn::{Er, Examples, Ilora, Method, Retention, Sequential, TrainerConfig};
+use mynah::session::{Interaction, LearnRequest, PromptFormat};
+use mynah_models::adapter::LoraConfig;
 use serde::Serialize;
 
 use crate::error::CliError;
@@ -60,9 +62,9 @@ pub(crate) struct MethodArgs {
     /// ilora keeps what is old best; er replays only; sequential does nothing about forgetting
     #[arg(long, value_enum, default_value_t = MethodChoice::Ilora)]
     method: MethodChoice,
-    /// Examples of one step
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
-    batch: u16,
+    /// New examples of one step
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    batch: Option<u16>,
     /// Step size
     #[arg(long, value_name = "RATE")]
     learning_rate: Option<f64>,
@@ -130,9 +132,10 @@ impl MethodArgs {
         trainer
     }
 
-    /// Examples of one step.
-    pub(crate) fn batch_rows(&self) -> usize {
-        usize::from(self.batch)
+    /// What is not learned yet, in steps of as many examples as asked for.
+    pub(crate) fn request(&self) -> LearnRequest {
+        let default = LearnRequest::default();
+        LearnRequest { batch_rows: self.batch.map_or(default.batch_rows, usize::from), ..default }
     }
 }
 
@@ -173,15 +176,15 @@ pub(crate) fn run(args: &LearnArgs, options: &Options, output: Output) -> Result
     let lines = suite::read_lines(&args.file)?;
     let suite_task = Suite::task_of(&args.file);
     let task = args.task.clone().unwrap_or_else(|| task_name(&args.file, suite_task.as_ref()));
-    let format = if args.chat { PromptFormat::Chat } else { PromptFormat::Raw { join: join_of(args, suite_task.as_ref()) } };
+    let format =
+        if args.chat { PromptFormat::Chat } else { PromptFormat::Raw { join: join_of(args, suite_task.as_ref()) } };
     let interactions: Vec<Interaction> = lines
         .into_iter()
         .map(|line| Interaction {
             prompt: line.prompt,
             answer: line.answer,
             format: format.clone(),
-            task: Some(task.clone()),
-            source_id: Some(line.id).filter(|id| !id.is_empty()),
+            task: task.clone(),
         })
         .collect();
     let mut builder = open::builder(&args.model.model, options)?
@@ -193,18 +196,12 @@ pub(crate) fn run(args: &LearnArgs, options: &Options, output: Output) -> Result
     }
     let mut session = open::open(builder)?;
     let ids = session.observe_batch(&interactions)?;
-    let request = LearnRequest {
-        task: Some(task.clone()),
-        examples: Examples::These(ids),
-        steps: args.steps,
-        batch_rows: args.method.batch_rows(),
-        ..LearnRequest::default()
-    };
+    let request = LearnRequest { examples: Examples::These(ids), steps: args.steps, ..args.method.request() };
     let budget = match args.minutes {
         Some(time) => Budget::time(time),
         None => Budget::unlimited(),
     };
-    let report = open::watched(&mut session, "learning", |session| session.learn(&request, &budget))?;
+    let report = open::watched(&mut session, "learning", |session| session.learn(&request, budget))?;
     let document = Document {
         steps: report.steps,
         loss: report.loss,
@@ -223,8 +220,11 @@ pub(crate) fn run(args: &LearnArgs, options: &Options, output: Output) -> Result
 
 fn text(document: &Document) -> String {
     let Document { steps, loss, stopped_by, steps_done, steps_total, seconds, .. } = document;
-    let kept = document.revision.map_or_else(|| "nothing to keep".to_owned(), |revision| format!("revision {revision}"));
-    format!("{steps} steps in {seconds:.1} s, loss {loss:.3}; {steps_done} of {steps_total} done ({stopped_by}); {kept}")
+    let kept =
+        document.revision.map_or_else(|| "nothing to keep".to_owned(), |revision| format!("revision {revision}"));
+    format!(
+        "{steps} steps in {seconds:.1} s, loss {loss:.3}; {steps_done} of {steps_total} done ({stopped_by}); {kept}"
+    )
 }
 
 /// Minutes as a length of time that can be waited for.

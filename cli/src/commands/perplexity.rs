@@ -36,21 +36,21 @@ pub(crate) struct PerplexityArgs {
 #[derive(Debug, Serialize)]
 struct Document {
     perplexity: f64,
-    scored: u64,
+    scored: usize,
 }
 
 /// Runs the verb.
 pub(crate) fn run(args: &PerplexityArgs, options: &Options, output: Output) -> Result<(), CliError> {
-    let text = std::fs::read_to_string(&args.file)
-        .map_err(|source| CliError::Read { path: args.file.clone(), source })?;
+    let text =
+        std::fs::read_to_string(&args.file).map_err(|source| CliError::Read { path: args.file.clone(), source })?;
     let mut builder = open::builder(&args.model.model, options)?;
     if let Some(store) = &args.store {
-        builder = builder.store(open::existing_store(store)?).read_only();
+        builder = builder.store(open::existing_store(store)?);
     }
     let mut session = open::open(builder)?;
     let measured = open::watched(&mut session, "perplexity", |session| {
         session.perplexity(&text, args.tokens, args.learner.into())
     })?;
-    let document = Document { perplexity: measured.perplexity, scored: measured.scored as u64 };
+    let document = Document { perplexity: measured.perplexity, scored: measured.scored };
     output.result(&document, || format!("perplexity {:.4} over {} tokens", document.perplexity, document.scored))
 }

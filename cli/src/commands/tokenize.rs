@@ -39,7 +39,7 @@ pub(crate) fn run(args: &TokenizeArgs, output: Output) -> Result<(), CliError> {
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
     let text = std::io::read_to_string(std::io::stdin().lock()).map_err(|source| CliError::Stdin { source })?;
     let parse = if args.special { ParseSpecial::Yes } else { ParseSpecial::No };
-    let document = Document { ids: tokenizer.encode(&text, parse)? };
+    let document = Document { ids: tokenizer.encode(&text, parse) };
     output.result(&document, || {
         let ids: Vec<String> = document.ids.iter().map(u32::to_string).collect();
         ids.join(" ")
