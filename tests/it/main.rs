@@ -1,1 +1,4 @@
-//! Tests.
+//! Black-box tests of the whole, in one binary: what takes long is linking burn.
+
+mod methods;
+mod session;

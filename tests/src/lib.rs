@@ -3,6 +3,7 @@
 
 pub mod golden;
 pub mod reference;
+pub mod stories;
 pub mod tiny_model;
 
 use std::path::PathBuf;

@@ -15,18 +15,25 @@ pub struct Learners<'a> {
     model: &'a Model,
     fast: DeviceAdapter,
     slow: Option<DeviceAdapter>,
+    are_equal: bool,
     forward_passes: Cell<u64>,
 }
 
 impl<'a> Learners<'a> {
-    /// Brings `fast` to the model's device, and `slow` where a method asks for it.
+    /// Brings `fast` to the model's device, and `slow` where a method asks for it and it differs.
     ///
     /// # Errors
     /// [`ComputeError::AdapterShape`] for an adapter of another model.
     pub fn upload(model: &'a Model, fast: &Adapter, slow: Option<&Adapter>) -> Result<Self, ComputeError> {
-        let fast = model.upload(fast, true)?;
-        let slow = slow.map(|slow| model.upload(slow, false)).transpose()?;
-        Ok(Self { model, fast, slow, forward_passes: Cell::new(0) })
+        let are_equal = slow.is_some_and(|slow| slow.values() == fast.values());
+        let slow = slow.filter(|_| !are_equal).map(|slow| model.upload(slow, false)).transpose()?;
+        Ok(Self { model, fast: model.upload(fast, true)?, slow, are_equal, forward_passes: Cell::new(0) })
+    }
+
+    /// Whether the two adapters have the same values: then their hidden states differ by rounding at most, and nothing
+    /// needs to be computed to know that.
+    pub fn are_equal(&self) -> bool {
+        self.are_equal
     }
 
     /// The base.
@@ -53,9 +60,10 @@ impl<'a> Learners<'a> {
     /// Hidden states of the slow learner, constants to gradients. Shapes and errors as [`Learners::fast`].
     ///
     /// # Panics
-    /// If the method did not say that it [asks](super::ContinualMethod::asks_slow) the slow learner.
+    /// If the method did not say that it [asks](super::ContinualMethod::asks_slow) the slow learner, or the two
+    /// [are equal](Learners::are_equal).
     pub fn slow(&self, batch: &Batch, depths: &[usize], stop: &Stop) -> Result<Vec<Tensor<2>>, ComputeError> {
-        let Some(slow) = &self.slow else { panic!("the slow learner was not announced") };
+        let Some(slow) = &self.slow else { panic!("the slow learner was not announced, or is the fast one") };
         Ok(self.forward(batch, depths, slow, stop)?.into_iter().map(Tensor::inner).collect())
     }
 

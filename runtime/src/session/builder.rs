@@ -64,6 +64,7 @@ pub struct SessionBuilder {
     pub(super) method: Method,
     pub(super) trainer: TrainerConfig,
     pub(super) context_tokens: usize,
+    pub(super) end_token: Option<u32>,
     pub(super) memory_examples: usize,
     pub(super) commit_every_steps: u64,
 }
@@ -80,6 +81,7 @@ impl SessionBuilder {
             method: Method::default(),
             trainer: TrainerConfig::default(),
             context_tokens: 2048,
+            end_token: None,
             memory_examples: 500,
             commit_every_steps: 1,
         }
@@ -134,6 +136,15 @@ impl SessionBuilder {
         self
     }
 
+    /// The token that ends an answer, taught and generated. Default: the vocabulary's end-of-text or end-of-turn token.
+    ///
+    /// For models that were never trained on theirs: they cannot tell it from other unused tokens, and can never learn to
+    /// stop. The tinyllamas are such models, with the begin-of-text token between texts.
+    pub fn end_token(mut self, id: u32) -> Self {
+        self.end_token = Some(id);
+        self
+    }
+
     /// How many examples can be replayed. Default 500.
     pub fn memory_examples(mut self, examples: usize) -> Self {
         self.memory_examples = examples;
@@ -161,7 +172,7 @@ impl SessionBuilder {
         };
         let threads =
             Threads::new(self.threads).map_err(|source| SessionError::Threads { threads: self.threads, source })?;
-        let wording = wording(&gguf)?;
+        let wording = wording(&gguf, self.end_token)?;
         let opened = device::open(self.device);
         let model = threads.run(|| Model::load(&gguf, &opened.device))?;
         let (ledger, saved) = match &self.store {
@@ -220,7 +231,7 @@ fn is_same_form(a: &LoraConfig, b: &LoraConfig) -> bool {
 }
 
 /// Tokenizer and template of a model file. A model without a template is no chat model, and else whole.
-fn wording(gguf: &Gguf) -> Result<Wording, SessionError> {
+fn wording(gguf: &Gguf, end_token: Option<u32>) -> Result<Wording, SessionError> {
     let tokenizer = Tokenizer::from_gguf(gguf)?;
     let template = match ChatTemplate::from_gguf(gguf, &tokenizer) {
         Ok(template) => Some(template),
@@ -230,5 +241,5 @@ fn wording(gguf: &Gguf) -> Result<Wording, SessionError> {
             None
         }
     };
-    Ok(Wording { tokenizer, template })
+    Ok(Wording { tokenizer, template, end_token })
 }

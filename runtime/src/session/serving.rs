@@ -42,7 +42,7 @@ impl Vocabulary for Wording {
     }
 
     fn is_end_of_generation(&self, id: u32) -> bool {
-        self.tokenizer.is_end_of_generation(id)
+        self.ends_answer(id)
     }
 }
 

@@ -77,6 +77,8 @@ pub enum WordingError {
 pub(crate) struct Wording {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) template: Option<ChatTemplate>,
+    /// What ends an answer, where it is not what the vocabulary says.
+    pub(crate) end_token: Option<u32>,
 }
 
 /// Prompt and answer as ids, the end token last.
@@ -108,6 +110,11 @@ impl Wording {
         self.conversation(messages, true)
     }
 
+    /// Whether generation stops at this token.
+    pub(crate) fn ends_answer(&self, id: u32) -> bool {
+        self.end_token == Some(id) || self.tokenizer.is_end_of_generation(id)
+    }
+
     /// Ids of an interaction.
     ///
     /// # Errors
@@ -136,7 +143,7 @@ impl Wording {
     }
 
     fn raw(&self, prompt: &str, join: &str, answer: &str) -> Result<Worded, WordingError> {
-        let end = self.tokenizer.eos().or(self.tokenizer.eot()).ok_or(WordingError::NoEndToken)?;
+        let end = self.end_token.or(self.tokenizer.eos()).or(self.tokenizer.eot()).ok_or(WordingError::NoEndToken)?;
         let prompt_ids = self.raw_prompt(prompt);
         let whole = self.raw_prompt(&format!("{prompt}{join}{answer}"));
         let (mut tokens, prompt_len) = if whole.starts_with(&prompt_ids) {
@@ -169,13 +176,14 @@ impl Wording {
         let mut tokens = self.chat_prompt(std::slice::from_ref(&question))?;
         let prompt_len = tokens.len();
         let whole = self.conversation(&[question, Message::assistant(answer)], false)?;
-        let ends = |id: &u32| self.tokenizer.is_end_of_generation(*id);
+        let ends = |id: &u32| self.ends_answer(*id);
         let answered = whole.strip_prefix(&tokens[..]).and_then(|rest| Some(&rest[..=rest.iter().position(ends)?]));
         match answered {
             Some(answered) => tokens.extend_from_slice(answered),
             // A template that writes an answer it was given otherwise than one it asks for, or does not end it.
             None => {
-                let end = self.tokenizer.eot().or(self.tokenizer.eos()).ok_or(WordingError::NoEndToken)?;
+                let end = self.end_token.or(self.tokenizer.eot()).or(self.tokenizer.eos());
+                let end = end.ok_or(WordingError::NoEndToken)?;
                 tokens.extend(self.tokenizer.encode(answer, ParseSpecial::No));
                 tokens.push(end);
             }

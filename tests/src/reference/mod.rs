@@ -52,6 +52,9 @@ pub enum ReferenceError {
     /// A pass failed.
     #[error(transparent)]
     Compute(#[from] mynah_models::ComputeError),
+    /// A step failed.
+    #[error(transparent)]
+    Learn(#[from] mynah::learn::LearnError),
     /// There is nothing to compare in the folder.
     #[error("{}: no golden case of a known form in it", folder.display())]
     Nothing {
@@ -109,7 +112,7 @@ fn walk(folder: &Path, setting: &Setting, report: &mut dyn FnMut(Outcome)) -> Re
         return case::check(folder, setting, report);
     }
     if has("ilora.json") {
-        return Ok(());
+        return ilora::check(folder, setting, report);
     }
     if has("reference.json") && has("reference.safetensors") {
         return smollm2::check(folder, setting, report);
@@ -118,7 +121,8 @@ fn walk(folder: &Path, setting: &Setting, report: &mut dyn FnMut(Outcome)) -> Re
         return llamacpp::check(folder, setting, report);
     }
     let entries = fs::read_dir(folder).map_err(|source| ReferenceError::Io { file: folder.to_owned(), source })?;
-    let mut folders: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir()).collect();
+    let mut folders: Vec<PathBuf> =
+        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir()).collect();
     folders.sort();
     for folder in folders {
         walk(&folder, setting, report)?;
@@ -133,10 +137,14 @@ pub(crate) fn name_of(folder: &Path) -> String {
 
 pub(crate) fn read_json(file: &Path) -> Result<Value, ReferenceError> {
     let text = fs::read_to_string(file).map_err(|source| ReferenceError::Io { file: file.to_owned(), source })?;
-    serde_json::from_str(&text).map_err(|error| ReferenceError::Malformed { file: file.to_owned(), what: error.to_string() })
+    serde_json::from_str(&text)
+        .map_err(|error| ReferenceError::Malformed { file: file.to_owned(), what: error.to_string() })
 }
 
 /// SmolLM2's file, if the setting has it and it is the one that the figures were made from.
 pub(crate) fn smollm2_file(setting: &Setting) -> Result<&Arc<Gguf>, String> {
-    setting.smollm2.as_ref().ok_or_else(|| "the SmolLM2 file is not in the cache (`mynah pull smollm2-135m-instruct`)".to_owned())
+    setting
+        .smollm2
+        .as_ref()
+        .ok_or_else(|| "the SmolLM2 file is not in the cache (`mynah pull smollm2-135m-instruct`)".to_owned())
 }

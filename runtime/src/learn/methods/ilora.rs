@@ -40,8 +40,8 @@ pub enum Cadence {
 /// H are hidden states, by default those after the final norm. While there is nothing to replay, `L = CE(new)`. The slow learner starts
 /// as a copy of the fast one, gets no gradient, lives in f32 and is what is served.
 ///
-/// `gamma = 0` drops the slow learner's forward pass; `lambda = 0` keeps the two equal, so the difference and its
-/// gradient are 0: both train exactly as [`Er`](super::Er) does. A and B are averaged separately, so their product is
+/// `gamma = 0` drops the slow learner's forward pass. `lambda = 0` keeps the two equal, so the difference and its gradient
+/// are 0 and need no pass either. Both train exactly as [`Er`](super::Er) does. A and B are averaged separately, so their product is
 /// averaged only to first order.
 ///
 /// # Source
@@ -157,6 +157,10 @@ impl ContinualMethod for Ilora {
     fn loss(&self, learners: &Learners<'_>, micro: &MicroBatch, stop: &Stop) -> Result<Loss, ComputeError> {
         if self.gamma == 0.0 || micro.source == Source::New {
             return replay_loss(learners, micro, stop);
+        }
+        if learners.are_equal() {
+            let loss = replay_loss(learners, micro, stop)?;
+            return Ok(Loss { consistency: Some(loss.cross_entropy.zeros_like()), ..loss });
         }
         let depths = self.depths(learners);
         // The slow pass first: its activations are gone before those of the fast one are kept.

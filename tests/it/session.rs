@@ -1,0 +1,278 @@
+//! A session as an app sees it: talking, being taught, learning, being asked.
+
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use mynah::generate::{GenerateOptions, Sampling, StopReason};
+use mynah::learn::{Examples, Method, OptimizerConfig, TrainerConfig};
+use mynah::session::{EvalTask, Interaction, LearnRequest, Phase, PromptFormat};
+use mynah::{Budget, DeviceChoice, Learner, Session, SessionBuilder, SessionError, StoppedBy};
+use mynah_tests::stories;
+
+fn builder() -> SessionBuilder {
+    let optimizer = OptimizerConfig { learning_rate: 1e-2, ..OptimizerConfig::default() };
+    let trainer = TrainerConfig { optimizer, ..TrainerConfig::default() };
+    Session::builder(stories::gguf()).end_token(stories::END_TOKEN).trainer(trainer).seed(5)
+}
+
+fn session() -> Session {
+    builder().open().unwrap()
+}
+
+fn greedy(max_new_tokens: usize) -> GenerateOptions {
+    GenerateOptions { max_new_tokens, ..GenerateOptions::default() }
+}
+
+pub(crate) fn facts(task: &str) -> Vec<Interaction> {
+    let colours = ["red", "blue", "green"];
+    let things = ["ball", "hat", "box", "cat", "tree", "car"];
+    let pair = |(index, thing): (usize, &&str)| (format!("In {task}, the {thing} is"), colours[index % 3]);
+    things.iter().enumerate().map(pair).map(|(prompt, answer)| Interaction::raw(task, prompt, answer)).collect()
+}
+
+fn task(name: &str) -> EvalTask {
+    EvalTask { name: name.to_owned(), items: facts(name) }
+}
+
+fn request(steps: u64) -> LearnRequest {
+    LearnRequest { steps: Some(steps), ..LearnRequest::default() }
+}
+
+#[test]
+fn a_story_is_told_in_whole_pieces_and_goes_on_where_it_ended() {
+    let mut session = session();
+    let mut heard = String::new();
+    let mut listen = |piece: &str| {
+        heard.push_str(piece);
+        true
+    };
+    let story = session.generate("Once upon a time", &greedy(20), &mut listen).unwrap();
+    assert_eq!((story.ids.len(), story.stop_reason), (20, StopReason::MaxNewTokens));
+    assert!(story.text.starts_with(", there was a little girl named Lily."), "{}", story.text);
+    assert_eq!(heard, story.text);
+    let longer = session.generate("Once upon a time", &greedy(30), &mut |_| true).unwrap();
+    assert!(longer.text.starts_with(&story.text));
+    assert_eq!(longer.reused_tokens, longer.prompt_tokens - 1);
+}
+
+#[test]
+fn sampling_repeats_with_its_seed() {
+    let mut session = session();
+    let mut tell = |seed| {
+        let sampling = Sampling { temperature: 1.0, top_p: 0.9, seed, ..Sampling::default() };
+        let options = GenerateOptions { sampling, ..greedy(30) };
+        session.generate("The dog", &options, &mut |_| true).unwrap().text
+    };
+    assert_eq!(tell(1), tell(1));
+    assert_ne!(tell(1), tell(2));
+}
+
+#[test]
+fn a_stop_string_and_a_full_context_end_a_text() {
+    let mut session = builder().context_tokens(16).open().unwrap();
+    let options = GenerateOptions { stop: vec!["girl".to_owned()], ..greedy(100) };
+    let stopped = session.generate("Once upon a time", &options, &mut |_| true).unwrap();
+    assert_eq!((stopped.text.as_str(), stopped.stop_reason), (", there was a little ", StopReason::StopString));
+    let full = session.generate("Once upon a time", &greedy(100), &mut |_| true).unwrap();
+    assert_eq!((full.stop_reason, full.prompt_tokens + full.ids.len()), (StopReason::ContextFull, 17));
+    let error = session.generate(&"Once upon a time ".repeat(20), &greedy(1), &mut |_| true).unwrap_err();
+    assert!(error.to_string().contains("the context holds 16"), "{error}");
+}
+
+#[test]
+fn what_is_taught_is_known_and_what_was_known_before_too() {
+    let mut session = session();
+    let know = |session: &mut Session, name: &str| session.eval(&[task(name)], Learner::Slow).unwrap().mean();
+    assert!(know(&mut session, "Rome") < 0.5);
+    session.observe_batch(&facts("Rome")).unwrap();
+    let report = session.learn(&request(60), Budget::unlimited()).unwrap();
+    assert_eq!((report.steps, report.stopped_by, report.steps_total), (60, StoppedBy::Finished, 60));
+    assert_eq!(know(&mut session, "Rome"), 1.0);
+
+    session.observe_batch(&facts("Oslo")).unwrap();
+    let oslo = LearnRequest { examples: Examples::NotYetLearned(Some("Oslo".to_owned())), ..request(60) };
+    session.learn(&oslo, Budget::unlimited()).unwrap();
+    assert_eq!((know(&mut session, "Oslo"), know(&mut session, "Rome")), (1.0, 1.0));
+
+    let status = session.status();
+    assert_eq!((status.examples, status.learned, status.steps, status.remembered), (12, 12, 120, 6));
+    assert_eq!(status.run.map(|run| (run.number, run.method, run.steps_done)), Some((2, "ilora", 60)));
+}
+
+#[test]
+fn an_exact_answer_is_what_greedy_decoding_gives() {
+    let mut session = session();
+    session.observe_batch(&facts("Rome")).unwrap();
+    session.learn(&request(12), Budget::unlimited()).unwrap();
+    for learner in [Learner::Slow, Learner::Fast] {
+        session.serve(learner);
+        let mut correct = 0;
+        for fact in facts("Rome") {
+            let told = session.generate(&fact.prompt, &greedy(12), &mut |_| true).unwrap();
+            let is_right = told.text == format!(" {}", fact.answer);
+            correct += usize::from(is_right && told.stop_reason == StopReason::EndOfGeneration);
+        }
+        let report = session.eval(&[task("Rome")], learner).unwrap();
+        assert_eq!(report.tasks[0].correct, correct, "{learner:?}");
+    }
+}
+
+#[test]
+fn what_is_learned_is_served_at_once() {
+    let mut session = session();
+    let before = session.generate("In Rome, the ball is", &greedy(4), &mut |_| true).unwrap();
+    session.observe(&facts("Rome")[0]).unwrap();
+    session.learn(&request(60), Budget::unlimited()).unwrap();
+    let after = session.generate("In Rome, the ball is", &greedy(4), &mut |_| true).unwrap();
+    assert_eq!(after.reused_tokens, 0, "another adapter makes other keys and values");
+    assert_ne!(before.text, after.text);
+    assert_eq!(after.text, " red");
+}
+
+#[test]
+fn a_batch_handed_in_twice_is_stored_once() {
+    let mut session = session();
+    let facts = facts("Rome");
+    let first = session.observe_batch(&facts[..4]).unwrap();
+    let doubled: Vec<Interaction> = facts.iter().chain(&facts).cloned().collect();
+    let all = session.observe_batch(&doubled).unwrap();
+    assert_eq!((&all[..4], &all[6..]), (&first[..], &all[..6]));
+    assert_eq!(session.status().examples, 6);
+    session.observe(&facts[0]).unwrap();
+    assert_eq!(session.status().examples, 7, "taught again on purpose");
+}
+
+#[test]
+fn a_budget_is_a_slice_of_a_run() {
+    let mut whole = session();
+    whole.observe_batch(&facts("Rome")).unwrap();
+    whole.learn(&request(7), Budget::unlimited()).unwrap();
+    let mut sliced = session();
+    sliced.observe_batch(&facts("Rome")).unwrap();
+    let mut reports = Vec::new();
+    for budget in [Budget::steps(3), Budget::time(Duration::from_nanos(1)), Budget::steps(0), Budget::unlimited()] {
+        let report = sliced.learn(&request(7), budget).unwrap();
+        reports.push((report.steps, report.steps_done, report.stopped_by));
+    }
+    let expected =
+        [(3, 3, StoppedBy::Steps), (1, 4, StoppedBy::Time), (0, 4, StoppedBy::Steps), (3, 7, StoppedBy::Finished)];
+    assert_eq!(reports, expected);
+    for learner in [Learner::Slow, Learner::Fast] {
+        assert_eq!(whole.adapter(learner).values(), sliced.adapter(learner).values());
+    }
+}
+
+#[test]
+fn another_thread_watches_and_cancels() {
+    let mut session = session();
+    session.observe_batch(&facts("Rome")).unwrap();
+    let control = session.control();
+    let watcher = thread::spawn(move || {
+        loop {
+            let progress = control.progress();
+            if progress.phase == Phase::Learning && progress.done >= 3 {
+                control.cancel();
+                return progress;
+            }
+            thread::yield_now();
+        }
+    });
+    let report = session.learn(&request(1_000_000), Budget::unlimited()).unwrap();
+    let seen = watcher.join().unwrap();
+    assert_eq!(report.stopped_by, StoppedBy::Cancelled);
+    assert!(seen.total == 1_000_000 && seen.loss > 0.0 && report.steps_done >= 3);
+    assert_eq!(session.control().progress().phase, Phase::Idle);
+    let next = session.learn(&request(1_000_000), Budget::steps(1)).unwrap();
+    assert_eq!((next.steps, next.steps_done), (1, report.steps_done + 1), "the cancel is used up, the run goes on");
+}
+
+#[test]
+fn a_cancel_or_a_listener_ends_a_text() {
+    let mut session = session();
+    session.control().cancel();
+    let none = session.generate("Once", &greedy(9), &mut |_| true).unwrap();
+    assert_eq!((none.ids.len(), none.stop_reason), (0, StopReason::Cancelled));
+    let control = session.control();
+    let heard = Arc::new(Mutex::new(0));
+    let mut listen = |_: &str| {
+        *heard.lock().unwrap() += 1;
+        control.cancel();
+        true
+    };
+    let one = session.generate("Once upon", &greedy(9), &mut listen).unwrap();
+    assert_eq!((one.stop_reason, *heard.lock().unwrap()), (StopReason::Cancelled, 1));
+    let error = session.eval(&[task("Rome")], Learner::Slow).map(|report| report.tasks.len());
+    assert_eq!(error.unwrap(), 1, "used up");
+    session.control().cancel();
+    assert!(session.eval(&[task("Rome")], Learner::Slow).unwrap_err().is_cancelled());
+}
+
+#[test]
+fn threads_and_methods_are_choices() {
+    let mut session = builder().threads(2).method(Method::from_name("sequential").unwrap()).open().unwrap();
+    session.observe_batch(&facts("Rome")).unwrap();
+    session.learn(&request(3), Budget::unlimited()).unwrap();
+    assert_eq!(session.status().run.map(|run| run.method), Some("sequential"));
+    assert_eq!(session.adapter(Learner::Slow), session.adapter(Learner::Fast));
+}
+
+#[test]
+fn perplexity_scores_all_but_the_first_token_of_each_window() {
+    let mut session = session();
+    let text = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park.";
+    let tokens = session.generate(text, &greedy(0), &mut |_| true).unwrap().prompt_tokens - 1;
+    let whole = session.perplexity(text, 512, Learner::Slow).unwrap();
+    assert_eq!(whole.scored, tokens - 1);
+    assert!(whole.perplexity > 1.0 && whole.perplexity < 6.0, "{whole:?}");
+    let windows = session.perplexity(text, 8, Learner::Slow).unwrap();
+    assert_eq!(windows.scored, tokens / 8 * 7);
+    assert!(windows.perplexity > whole.perplexity);
+    let nothing = session.perplexity("", 512, Learner::Slow).unwrap_err();
+    assert_eq!(nothing.kind(), "text_too_short");
+}
+
+#[test]
+fn an_adapter_goes_out_and_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut teacher = session();
+    teacher.observe_batch(&facts("Rome")).unwrap();
+    teacher.learn(&request(60), Budget::unlimited()).unwrap();
+    teacher.export_adapter(folder.path(), Learner::Slow).unwrap();
+    let mut pupil = session();
+    assert!(pupil.import_adapter(folder.path()).unwrap());
+    assert_eq!(pupil.adapter(Learner::Slow).values(), teacher.adapter(Learner::Slow).values());
+    assert_eq!(pupil.eval(&[task("Rome")], Learner::Fast).unwrap().mean(), 1.0);
+}
+
+#[test]
+fn what_cannot_be_done_says_why() {
+    let mut session = session();
+    let kind = |error: SessionError| error.kind();
+    assert_eq!(kind(session.learn(&request(3), Budget::unlimited()).unwrap_err()), "nothing_to_learn");
+    let observed = |session: &mut Session, interaction: Interaction| session.observe(&interaction).unwrap_err();
+    let empty = observed(&mut session, Interaction::raw("t", "What?", ""));
+    assert_eq!((empty.to_string().as_str(), empty.kind()), ("the answer is empty", "wording"));
+    let no_template = observed(&mut session, Interaction::chat("What?", "That."));
+    assert!(no_template.to_string().contains("template"), "{no_template}");
+    let long = observed(&mut session, Interaction::raw("t", "word ".repeat(2000), "yes"));
+    assert!(long.to_string().contains("limit"), "{long}");
+    let bad_task = Interaction { format: PromptFormat::raw(), ..Interaction::raw("a\nb", "What?", "That.") };
+    assert_eq!(kind(observed(&mut session, bad_task)), "wording");
+    let no_rows = LearnRequest { batch_rows: 0, ..request(3) };
+    assert_eq!(kind(session.learn(&no_rows, Budget::unlimited()).unwrap_err()), "setting");
+    assert_eq!(session.status().examples, 0);
+    let missing = Session::builder("no/such/model.gguf").open().unwrap_err();
+    assert!(missing.kind() == "load" && missing.to_string().contains("no/such/model.gguf"), "{missing}");
+}
+
+#[test]
+fn a_gpu_that_is_not_there_means_the_cpu_and_one_line() {
+    let session = builder().device(DeviceChoice::Gpu).open().unwrap();
+    let is_cpu = session.status().device == "CPU";
+    assert_eq!(session.notice().is_some(), is_cpu);
+    if let Some(notice) = session.notice() {
+        eprintln!("skipped on a GPU: {notice}");
+        assert!(!notice.contains('\n'));
+    }
+}
