@@ -174,6 +174,11 @@ impl CliError {
             Self::Cache(CacheError::Io { .. }) => {
                 Some("check the folder's rights and free space, or set MYNAH_CACHE to another one".into())
             }
+            Self::Cache(CacheError::Digest { .. }) => {
+                Some("the file is cut off, or another version of the model; fetch it once more".into())
+            }
+            Self::UnknownTask { known, .. } => Some(format!("its tasks are: {}", known.join(", "))),
+            Self::NoStore { .. } => Some("check the path; `learn` and `chat` make a store".into()),
             Self::Suite(SuiteError::Empty { .. } | SuiteError::Line { .. }) => {
                 Some("each line is {\"prompt\": \"...\", \"answer\": \"...\"}, and both have text".into())
             }

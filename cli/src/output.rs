@@ -35,6 +35,11 @@ impl Output {
         write_line(&line)
     }
 
+    /// Writes the result of a verb whose text is on standard output already: with `--json` only.
+    pub(crate) fn document<T: Serialize>(self, document: &T) -> Result<(), CliError> {
+        if self.json { self.result(document, String::new) } else { Ok(()) }
+    }
+
     /// Writes one line of text, and nothing with `--json`.
     pub(crate) fn line(self, text: &str) -> Result<(), CliError> {
         if self.json { Ok(()) } else { write_line(text) }

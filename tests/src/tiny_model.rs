@@ -120,7 +120,10 @@ pub fn gguf_from_folder(folder: &Path) -> Result<Vec<u8>, ReferenceError> {
     }
     for (name, shape, values) in tensors.iter_floats() {
         let Some(gguf_name) = gguf_name(name) else {
-            return Err(ReferenceError::Malformed { file: folder.join("model.safetensors"), what: format!("unknown tensor {name}") });
+            return Err(ReferenceError::Malformed {
+                file: folder.join("model.safetensors"),
+                what: format!("unknown tensor {name}"),
+            });
         };
         let interleaved = model_type == "llama" && (name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight"));
         match interleaved {

@@ -106,7 +106,7 @@ pub(crate) fn run(args: &ChatArgs, options: &Options, output: Output) -> Result<
             Err(error) => return Err(error),
         }
     }
-    output.result(&Document { turns }, String::new)
+    output.document(&Document { turns })
 }
 
 struct Chat {

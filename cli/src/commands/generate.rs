@@ -117,8 +117,8 @@ pub(crate) fn run(args: &GenerateArgs, options: &Options, output: Output) -> Res
         prefill_seconds: generation.prefill_time.as_secs_f64(),
         decode_seconds: generation.decode_time.as_secs_f64(),
     };
-    // The text is on standard output already: it wants its last line break.
-    output.result(&document, String::new)
+    output.line("")?;
+    output.document(&document)
 }
 
 /// Whether the model says how a conversation is written; a line says so if not.

@@ -1,5 +1,6 @@
 //! The verbs, one file each.
 
+mod adapter;
 mod bench;
 mod chat;
 mod demo;
@@ -25,6 +26,7 @@ pub(crate) enum Command {
     Chat(chat::ChatArgs),
     Learn(learn::LearnArgs),
     Eval(eval::EvalArgs),
+    Adapter(adapter::AdapterArgs),
     Bench(bench::BenchArgs),
 }
 
@@ -39,6 +41,7 @@ pub(crate) fn run(command: &Command, options: &Options, output: Output) -> Resul
         Command::Chat(args) => chat::run(args, options, output),
         Command::Learn(args) => learn::run(args, options, output),
         Command::Eval(args) => eval::run(args, options, output),
+        Command::Adapter(args) => adapter::run(args, options, output),
         Command::Bench(args) => bench::run(args, options, output),
     }
 }
