@@ -1,17 +1,16 @@
-//! What a PEFT folder says about itself, read without a model and without its values.
+//! What a PEFT folder says about itself, read without a model.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 
-use super::peft::{
-    BASE_KEY, CONFIG_FILE, MAX_CONFIG_BYTES, MAX_HEADER_BYTES, Settings, WEIGHTS_FILE, io_error, read_capped,
-};
+use super::peft::{BASE_KEY, CONFIG_FILE, MAX_CONFIG_BYTES, Settings, WEIGHTS_FILE, check_header_len, read_capped};
 use super::{AdapterError, LoraConfig};
 use crate::projection::Projection;
+
+/// An adapter of rank 64 on all projections of a model with 7 billion weights takes 640 MB.
+const MAX_WEIGHTS_BYTES: u64 = 2 << 30;
 
 /// A PEFT adapter from outside. Whether it fits a model, [`read_peft`](super::read_peft) says.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,7 +30,7 @@ pub struct PeftSummary {
     pub bytes: u64,
 }
 
-/// Reads the configuration and the header of the weights.
+/// Reads the configuration and what the weights say of their tensors.
 ///
 /// # Errors
 /// [`AdapterError`] names the file that is missing, too large, or not of PEFT's form.
@@ -45,9 +44,10 @@ pub fn inspect_peft(dir: &Path) -> Result<PeftSummary, AdapterError> {
     let text = |key: &str| config.get(key).and_then(Value::as_str).map(str::to_owned);
 
     let weights_path = dir.join(WEIGHTS_FILE);
-    let (header, bytes) = read_header(&weights_path)?;
     let weights_file = weights_path.display().to_string();
-    let (_, metadata) = SafeTensors::read_metadata(&header)
+    let weights = read_capped(&weights_path, MAX_WEIGHTS_BYTES)?;
+    check_header_len(&weights_file, &weights)?;
+    let (_, metadata) = SafeTensors::read_metadata(&weights)
         .map_err(|source| AdapterError::Safetensors { file: weights_file, source })?;
     let tensors = metadata.tensors();
     let is_target = |projection: &Projection| {
@@ -65,25 +65,6 @@ pub fn inspect_peft(dir: &Path) -> Result<PeftSummary, AdapterError> {
         base_sha256: text(BASE_KEY),
         tensors: tensors.len(),
         values: tensors.values().map(|info| info.shape.iter().map(|&len| len as u64).product::<u64>()).sum(),
-        bytes,
+        bytes: weights.len() as u64,
     })
-}
-
-/// The length field and the header of a safetensors file, and the bytes of the whole file.
-fn read_header(path: &Path) -> Result<(Vec<u8>, u64), AdapterError> {
-    let file = path.display().to_string();
-    let io = |source| io_error(path, source);
-    if !std::fs::metadata(path).map_err(io)?.is_file() {
-        return Err(AdapterError::NotARegularFile { file });
-    }
-    let mut opened = File::open(path).map_err(io)?;
-    let bytes = opened.metadata().map_err(io)?.len();
-    let mut header = vec![0; 8];
-    opened.read_exact(&mut header).map_err(io)?;
-    let len_bytes = header.first_chunk().map_or(0, |len| u64::from_le_bytes(*len));
-    if len_bytes > MAX_HEADER_BYTES {
-        return Err(AdapterError::TooLarge { file, len_bytes, limit_bytes: MAX_HEADER_BYTES });
-    }
-    opened.take(len_bytes).read_to_end(&mut header).map_err(io)?;
-    Ok((header, bytes))
 }

@@ -23,7 +23,7 @@ const PREFIX: &str = "base_model.model.model.layers.";
 /// PEFT's own configuration takes about 1 KiB.
 pub(super) const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// About 150 bytes a tensor; an adapter has some hundreds.
-pub(super) const MAX_HEADER_BYTES: u64 = 4 << 20;
+const MAX_HEADER_BYTES: u64 = 4 << 20;
 
 /// Settings that change nothing in the result of an adapter that is already trained, whatever their value.
 const WITHOUT_EFFECT: &[&str] = &[
@@ -223,7 +223,7 @@ fn largest_file_bytes(model: &ModelConfig, rank: usize) -> Result<u64, AdapterEr
     Ok(layout.len() as u64 * 4 + MAX_HEADER_BYTES)
 }
 
-fn check_header_len(file: &str, bytes: &[u8]) -> Result<(), AdapterError> {
+pub(super) fn check_header_len(file: &str, bytes: &[u8]) -> Result<(), AdapterError> {
     let len_bytes = bytes.first_chunk().map_or(0, |len| u64::from_le_bytes(*len));
     if len_bytes > MAX_HEADER_BYTES {
         return Err(AdapterError::TooLarge { file: file.to_owned(), len_bytes, limit_bytes: MAX_HEADER_BYTES });
@@ -337,7 +337,7 @@ fn config_json(config: &LoraConfig, base: &BaseIdentity) -> Value {
     })
 }
 
-pub(super) fn io_error(path: &Path, source: io::Error) -> AdapterError {
+fn io_error(path: &Path, source: io::Error) -> AdapterError {
     AdapterError::Io { file: path.display().to_string(), source }
 }
 
