@@ -45,14 +45,20 @@ pub fn check(folder: &Path, setting: &Setting, report: &mut dyn FnMut(Outcome)) 
                 for case in cases {
                     let text = case["text"].as_str().unwrap_or_default();
                     comparison.equal("ids", &tokenizer.encode(text, ParseSpecial::No), &ids(&case["ids"]));
-                    comparison.equal("special ids", &tokenizer.encode(text, ParseSpecial::Yes), &ids(&case["ids_parse_special"]));
+                    comparison.equal(
+                        "special ids",
+                        &tokenizer.encode(text, ParseSpecial::Yes),
+                        &ids(&case["ids_parse_special"]),
+                    );
                 }
             }
             "greedy" => {
                 let template = ChatTemplate::from_gguf(gguf, &tokenizer).map_err(|error| text_error(&error))?;
                 for case in cases {
                     let prompt = match case["messages"].as_array() {
-                        Some(messages) => template.render(&read_messages(messages), true).map_err(|error| text_error(&error))?,
+                        Some(messages) => {
+                            template.render(&read_messages(messages), true).map_err(|error| text_error(&error))?
+                        }
                         None => case["prompt"].as_str().unwrap_or_default().to_owned(),
                     };
                     let special = if case["kind"] == "chat" { ParseSpecial::Yes } else { ParseSpecial::No };
@@ -62,8 +68,15 @@ pub fn check(folder: &Path, setting: &Setting, report: &mut dyn FnMut(Outcome)) 
             }
             _ => {
                 let text_file = folder.join("eval.txt");
-                let text = fs::read_to_string(&text_file).map_err(|source| ReferenceError::Io { file: text_file, source })?;
-                compare_perplexity(&model, &tokenizer.encode(&text, ParseSpecial::No), &figures, setting, &mut comparison)?;
+                let text =
+                    fs::read_to_string(&text_file).map_err(|source| ReferenceError::Io { file: text_file, source })?;
+                compare_perplexity(
+                    &model,
+                    &tokenizer.encode(&text, ParseSpecial::No),
+                    &figures,
+                    setting,
+                    &mut comparison,
+                )?;
             }
         }
         report(Outcome::Compared { name: format!("{} {form}", name_of(folder)), comparison });
@@ -77,7 +90,10 @@ fn ids(value: &Value) -> Vec<u32> {
 
 fn read_messages(messages: &[Value]) -> Vec<Message> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    messages.iter().map(|message| Message { role: text(&message["role"]), content: text(&message["content"]) }).collect()
+    messages
+        .iter()
+        .map(|message| Message { role: text(&message["role"]), content: text(&message["content"]) })
+        .collect()
 }
 
 /// Greedy ids up to the first undecided one.
@@ -99,7 +115,13 @@ fn compare_greedy(model: &Model, case: &Value, comparison: &mut Comparison) -> R
 }
 
 /// Perplexity over windows that each start afresh: all positions after the first, and the second half of each.
-fn compare_perplexity(model: &Model, tokens: &[u32], figures: &Value, setting: &Setting, comparison: &mut Comparison) -> Result<(), ReferenceError> {
+fn compare_perplexity(
+    model: &Model,
+    tokens: &[u32],
+    figures: &Value,
+    setting: &Setting,
+    comparison: &mut Comparison,
+) -> Result<(), ReferenceError> {
     let number = |key: &str| figures[key].as_f64().unwrap_or(f64::NAN);
     comparison.equal("ids", tokens, &ids(&figures["ids"]));
     let (window, windows) = (number("ctx") as usize, number("chunks") as usize);
