@@ -6,6 +6,22 @@
 
 extern crate alloc;
 
+#[cfg(feature = "std")]
+pub mod checkpoint;
 pub mod example;
 pub mod replay;
 pub mod storage;
+#[cfg(feature = "std")]
+pub mod store;
+
+// Declared here and not in `storage`, because only this file names features.
+#[cfg(feature = "std")]
+#[path = "storage/file.rs"]
+mod file_flash;
+#[cfg(feature = "std")]
+mod files;
+
+#[cfg(feature = "std")]
+pub use file_flash::{FileError, FileFlash};
+#[cfg(feature = "std")]
+pub use files::lock::{Lock, LockError};
