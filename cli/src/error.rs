@@ -3,6 +3,12 @@
 use std::error::Error as _;
 use std::path::PathBuf;
 
+use mynah::SessionError;
+use mynah::learn::LearnError;
+use mynah_models::ComputeError;
+use mynah_models::adapter::AdapterError;
+use mynah_models::error::LoadError;
+use mynah_models::tokenizer::TokenizerError;
 use serde::Serialize;
 
 use crate::commands::pull::PullError;
@@ -37,6 +43,52 @@ pub(crate) enum CliError {
         #[source]
         source: serde_json::Error,
     },
+    /// A session failed.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// A model file cannot be used.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A model file's tokenizer cannot be used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// An adapter cannot be used.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// A step failed.
+    #[error(transparent)]
+    Learn(#[from] LearnError),
+    /// The device failed.
+    #[error(transparent)]
+    Compute(#[from] ComputeError),
+    /// A store that is only to be read is not there.
+    #[error("there is no store at {}", path.display())]
+    NoStore { path: PathBuf },
+    /// A suite has no such task.
+    #[error("the suite {suite} has no task `{task}`")]
+    UnknownTask { task: String, suite: String, known: Vec<String> },
+    /// The terminal cannot be used for a conversation.
+    #[error("cannot read from the terminal")]
+    Terminal {
+        #[source]
+        source: rustyline::error::ReadlineError,
+    },
+    /// The system gives no folder for temporary files.
+    #[error("cannot make a temporary folder")]
+    TemporaryFolder {
+        #[source]
+        source: std::io::Error,
+    },
+    /// The system gives no threads.
+    #[error("cannot start {threads} threads")]
+    Threads {
+        threads: u16,
+        #[source]
+        source: rayon::ThreadPoolBuildError,
+    },
+    /// Ctrl-C, where nothing is left to report.
+    #[error("cancelled")]
+    Cancelled,
     /// A file that the user named cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
@@ -74,6 +126,20 @@ impl CliError {
             Self::Suite(_) => "suite",
             Self::Stdout { .. } | Self::Stdin { .. } | Self::Read { .. } => "io",
             Self::Encode { .. } => "internal",
+            Self::Session(error) => error.kind(),
+            Self::Load(_) => "load",
+            Self::Tokenizer(_) => "tokenizer",
+            Self::Adapter(_) => "adapter",
+            Self::Compute(ComputeError::Cancelled) | Self::Learn(LearnError::Compute(ComputeError::Cancelled)) => {
+                "cancelled"
+            }
+            Self::Learn(LearnError::Compute(_)) | Self::Compute(_) => "device",
+            Self::Learn(_) => "learn",
+            Self::NoStore { .. } => "no_store",
+            Self::UnknownTask { .. } => "suite",
+            Self::Terminal { .. } | Self::TemporaryFolder { .. } => "io",
+            Self::Threads { .. } => "threads",
+            Self::Cancelled => "cancelled",
         }
     }
 
@@ -108,13 +174,27 @@ impl CliError {
             Self::Cache(CacheError::Io { .. }) => {
                 Some("check the folder's rights and free space, or set MYNAH_CACHE to another one".into())
             }
+            Self::Cache(CacheError::Digest { .. }) => {
+                Some("the file is cut off, or another version of the model; fetch it once more".into())
+            }
+            Self::UnknownTask { known, .. } => Some(format!("its tasks are: {}", known.join(", "))),
+            Self::NoStore { .. } => Some("check the path; `learn` and `chat` make a store".into()),
             Self::Suite(SuiteError::Empty { .. } | SuiteError::Line { .. }) => {
                 Some("each line is {\"prompt\": \"...\", \"answer\": \"...\"}, and both have text".into())
             }
-            Self::Suite(SuiteError::Read { .. } | SuiteError::Manifest { .. }) => {
-                Some("a suite is a folder with suite.json and, per task, a folder with train, valid and test.jsonl".into())
-            }
+            Self::Suite(SuiteError::Read { .. } | SuiteError::Manifest { .. }) => Some(
+                "a suite is a folder with suite.json and, per task, a folder with train, valid and test.jsonl".into(),
+            ),
             _ => None,
+        }
+    }
+
+    /// Cause and cure, as people read them.
+    pub(crate) fn text(&self) -> String {
+        let message = self.message();
+        match self.cure() {
+            Some(cure) => format!("error: {message}\n  try: {cure}"),
+            None => format!("error: {message}"),
         }
     }
 
@@ -127,23 +207,11 @@ impl CliError {
 impl ErrorDocument {
     /// An error that comes from no verb, such as wrong usage.
     pub(crate) fn new(kind: &'static str, message: String, cure: Option<String>) -> Self {
-        Self {
-            error: ErrorBody {
-                kind,
-                message,
-                cure,
-            },
-        }
+        Self { error: ErrorBody { kind, message, cure } }
     }
 }
 
 fn known_names() -> String {
-    let names: Vec<&str> = crate::model_cache::KNOWN
-        .iter()
-        .map(|model| model.name)
-        .collect();
-    format!(
-        "give the path of a GGUF file, or one of: {}",
-        names.join(", ")
-    )
+    let names: Vec<&str> = crate::model_cache::KNOWN.iter().map(|model| model.name).collect();
+    format!("give the path of a GGUF file, or one of: {}", names.join(", "))
 }

@@ -7,11 +7,13 @@ mod commands;
 mod error;
 mod interrupt;
 mod model_cache;
+mod open;
 mod options;
 mod output;
 mod progress;
 mod suite;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -40,28 +42,30 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
-        .format_timestamp(None)
-        .init();
+    log_to_stderr();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
     interrupt::install();
     let output = Output::new(cli.options.json);
-    let outcome = commands::run(&cli.command, &cli.options, output);
+    let outcome = cli.options.start_threads().and_then(|()| commands::run(&cli.command, &cli.options, output));
     let Err(error) = outcome else {
         return ExitCode::SUCCESS;
     };
     if output.is_json() {
         report(output, &error.document());
     } else {
-        eprintln!("error: {}", error.message());
-        if let Some(cure) = error.cure() {
-            eprintln!("  try: {cure}");
-        }
+        eprintln!("{}", error.text());
     }
     ExitCode::FAILURE
+}
+
+/// Diagnostics go to standard error, warnings and worse unless RUST_LOG says otherwise.
+fn log_to_stderr() {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
+        .format(|out, record| writeln!(out, "{}: {}", record.level().as_str().to_lowercase(), record.args()))
+        .init();
 }
 
 /// Shows help and version as they are, and wrong usage as an error that a program can read too.
@@ -69,15 +73,8 @@ fn usage(error: &clap::Error) -> ExitCode {
     let wants_json = std::env::args_os().any(|argument| argument == "--json");
     if error.use_stderr() && wants_json {
         let text = error.to_string();
-        let message = text
-            .strip_prefix("error: ")
-            .unwrap_or(&text)
-            .trim_end()
-            .to_owned();
-        report(
-            Output::new(true),
-            &ErrorDocument::new("usage", message, None),
-        );
+        let message = text.strip_prefix("error: ").unwrap_or(&text).trim_end().to_owned();
+        report(Output::new(true), &ErrorDocument::new("usage", message, None));
         return ExitCode::from(2);
     }
     error.exit()

@@ -35,12 +35,7 @@ pub(crate) enum CacheError {
     },
     /// The bytes are not those of the known model.
     #[error("{from} gives another file than `{name}`: sha256 {found}, wanted {wanted}")]
-    Digest {
-        name: &'static str,
-        from: String,
-        found: String,
-        wanted: &'static str,
-    },
+    Digest { name: &'static str, from: String, found: String, wanted: &'static str },
     /// Ctrl-C.
     #[error("stopped before the model was whole; nothing was kept")]
     Cancelled,
@@ -102,10 +97,7 @@ pub(crate) static KNOWN: [&KnownModel; 2] = [&SMOLLM2, &STORIES];
 
 /// The known model of this name, upper and lower case alike.
 pub(crate) fn known(name: &str) -> Option<&'static KnownModel> {
-    KNOWN
-        .iter()
-        .copied()
-        .find(|model| model.name.eq_ignore_ascii_case(name))
+    KNOWN.iter().copied().find(|model| model.name.eq_ignore_ascii_case(name))
 }
 
 /// A model that can be opened now.
@@ -120,10 +112,9 @@ pub(crate) fn resolve(spec: &str) -> Result<ModelSource, CacheError> {
     if let Some(model) = known(spec) {
         return match model.origin {
             Origin::Embedded(bytes) => Ok(ModelSource::Embedded(bytes)),
-            Origin::Pulled { .. } => model
-                .cached()?
-                .map(ModelSource::File)
-                .ok_or(CacheError::NotCached { name: model.name }),
+            Origin::Pulled { .. } => {
+                model.cached()?.map(ModelSource::File).ok_or(CacheError::NotCached { name: model.name })
+            }
         };
     }
     let path = Path::new(spec);
@@ -132,9 +123,7 @@ pub(crate) fn resolve(spec: &str) -> Result<ModelSource, CacheError> {
     if looks_like_a_path || path.exists() {
         Ok(ModelSource::File(path.to_owned()))
     } else {
-        Err(CacheError::Unknown {
-            spec: spec.to_owned(),
-        })
+        Err(CacheError::Unknown { spec: spec.to_owned() })
     }
 }
 
@@ -172,22 +161,15 @@ impl KnownModel {
             Ok(found) if found.len() == self.size_bytes => Ok(Some(path)),
             Ok(_) => Ok(None),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(CacheError::Io {
-                action: "look at",
-                path,
-                source,
-            }),
+            Err(source) => Err(CacheError::Io { action: "look at", path, source }),
         }
     }
 
     /// Reads `path` and says whether its bytes are this model's.
     pub(crate) fn verify(&self, path: &Path) -> Result<(), CacheError> {
         let progress = Progress::bytes("checking", self.size_bytes);
-        let file = File::open(path).map_err(|source| CacheError::Io {
-            action: "read",
-            path: path.to_owned(),
-            source,
-        })?;
+        let file =
+            File::open(path).map_err(|source| CacheError::Io { action: "read", path: path.to_owned(), source })?;
         let outcome = copy_and_digest(file, std::io::sink(), self.size_bytes, &progress)
             .map_err(|error| error.at("read", path))
             .and_then(|digest| self.compare(digest, path.display().to_string()));
@@ -200,11 +182,7 @@ impl KnownModel {
     /// `from` says in an error message where the bytes came from.
     pub(crate) fn install(&self, reader: impl Read, from: &str) -> Result<PathBuf, CacheError> {
         let (folder, path) = (folder()?, self.path()?);
-        let io = |action, source| CacheError::Io {
-            action,
-            path: path.clone(),
-            source,
-        };
+        let io = |action, source| CacheError::Io { action, path: path.clone(), source };
         // The folder goes away with this value, and a half-written file with it.
         let work = temporary_folder()?;
         let partial_path = work.path().join("partial");
@@ -212,13 +190,9 @@ impl KnownModel {
         let progress = Progress::bytes("copying and checking", self.size_bytes);
         let copied = copy_and_digest(reader, &mut partial, self.size_bytes, &progress);
         progress.clear();
-        self.compare(
-            copied.map_err(|error| error.at("write", &path))?,
-            from.to_owned(),
-        )?;
+        self.compare(copied.map_err(|error| error.at("write", &path))?, from.to_owned())?;
         partial.sync_all().map_err(|source| io("sync", source))?;
-        std::fs::rename(&partial_path, &path)
-            .map_err(|source| io("rename the whole file to", source))?;
+        std::fs::rename(&partial_path, &path).map_err(|source| io("rename the whole file to", source))?;
         sync_folder(&folder)?;
         Ok(path)
     }
@@ -227,12 +201,7 @@ impl KnownModel {
         if found == self.sha256 {
             Ok(())
         } else {
-            Err(CacheError::Digest {
-                name: self.name,
-                from,
-                found,
-                wanted: self.sha256,
-            })
+            Err(CacheError::Digest { name: self.name, from, found, wanted: self.sha256 })
         }
     }
 }
@@ -240,14 +209,8 @@ impl KnownModel {
 /// A folder in the cache for what is not whole yet, on the same file system as the whole; gone when it is dropped.
 pub(crate) fn temporary_folder() -> Result<tempfile::TempDir, CacheError> {
     let folder = folder()?;
-    let made = tempfile::Builder::new()
-        .prefix(".pull-")
-        .tempdir_in(&folder);
-    made.map_err(|source| CacheError::Io {
-        action: "write into",
-        path: folder,
-        source,
-    })
+    let made = tempfile::Builder::new().prefix(".pull-").tempdir_in(&folder);
+    made.map_err(|source| CacheError::Io { action: "write into", path: folder, source })
 }
 
 /// Makes a rename in this folder last. Windows has no such call and needs none.
@@ -255,13 +218,11 @@ fn sync_folder(folder: &Path) -> Result<(), CacheError> {
     if cfg!(windows) {
         return Ok(());
     }
-    File::open(folder)
-        .and_then(|file| file.sync_all())
-        .map_err(|source| CacheError::Io {
-            action: "sync",
-            path: folder.to_owned(),
-            source,
-        })
+    File::open(folder).and_then(|file| file.sync_all()).map_err(|source| CacheError::Io {
+        action: "sync",
+        path: folder.to_owned(),
+        source,
+    })
 }
 
 enum CopyError {
@@ -273,11 +234,7 @@ impl CopyError {
     fn at(self, action: &'static str, path: &Path) -> CacheError {
         match self {
             Self::Cancelled => CacheError::Cancelled,
-            Self::Io(source) => CacheError::Io {
-                action,
-                path: path.to_owned(),
-                source,
-            },
+            Self::Io(source) => CacheError::Io { action, path: path.to_owned(), source },
         }
     }
 }
@@ -323,9 +280,7 @@ mod tests {
 
     #[test]
     fn the_embedded_model_has_its_digest() {
-        let Origin::Embedded(bytes) = STORIES.origin else {
-            panic!("stories260k is embedded")
-        };
+        let Origin::Embedded(bytes) = STORIES.origin else { panic!("stories260k is embedded") };
         assert_eq!(hex(&Sha256::digest(bytes)), STORIES.sha256);
         assert_eq!(bytes.len() as u64, STORIES.size_bytes);
         assert_eq!(bytes.as_ptr() as usize % 64, 0);
@@ -334,17 +289,8 @@ mod tests {
     #[test]
     fn names_are_known_in_any_case_and_others_are_not() {
         assert!(known("Stories260K").is_some());
-        assert!(matches!(
-            resolve("stories260K"),
-            Ok(ModelSource::Embedded(_))
-        ));
-        assert!(matches!(
-            resolve("no-such-model"),
-            Err(CacheError::Unknown { .. })
-        ));
-        assert!(matches!(
-            resolve("folder/model.gguf"),
-            Ok(ModelSource::File(_))
-        ));
+        assert!(matches!(resolve("stories260K"), Ok(ModelSource::Embedded(_))));
+        assert!(matches!(resolve("no-such-model"), Err(CacheError::Unknown { .. })));
+        assert!(matches!(resolve("folder/model.gguf"), Ok(ModelSource::File(_))));
     }
 }

@@ -1,5 +1,7 @@
 //! The options that every verb takes.
 
+use crate::error::CliError;
+
 /// Options of every verb.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -15,6 +17,17 @@ pub(crate) struct Options {
     /// The seed of everything random: the same seed gives the same result
     #[arg(long, global = true, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+}
+
+impl Options {
+    /// Starts as many threads as were asked for, before anything computes.
+    pub(crate) fn start_threads(&self) -> Result<(), CliError> {
+        let Some(threads) = self.threads else { return Ok(()) };
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(usize::from(threads))
+            .build_global()
+            .map_err(|source| CliError::Threads { threads, source })
+    }
 }
 
 /// The devices that a model can be put on.

@@ -26,17 +26,18 @@ impl Output {
     }
 
     /// Writes the result of a verb: `document` with `--json`, else what `text` returns, each ended by a line break.
-    pub(crate) fn result<T: Serialize>(
-        self,
-        document: &T,
-        text: impl FnOnce() -> String,
-    ) -> Result<(), CliError> {
+    pub(crate) fn result<T: Serialize>(self, document: &T, text: impl FnOnce() -> String) -> Result<(), CliError> {
         let line = if self.json {
             serde_json::to_string(document).map_err(|source| CliError::Encode { source })?
         } else {
             text()
         };
         write_line(&line)
+    }
+
+    /// Writes the result of a verb whose text is on standard output already: with `--json` only.
+    pub(crate) fn document<T: Serialize>(self, document: &T) -> Result<(), CliError> {
+        if self.json { self.result(document, String::new) } else { Ok(()) }
     }
 
     /// Writes one line of text, and nothing with `--json`.
@@ -46,11 +47,7 @@ impl Output {
 
     /// Writes a piece of streamed text at once, without a line break, and nothing with `--json`.
     pub(crate) fn piece(self, text: &str) -> Result<(), CliError> {
-        if self.json {
-            Ok(())
-        } else {
-            write(text.as_bytes())
-        }
+        if self.json { Ok(()) } else { write(text.as_bytes()) }
     }
 }
 
@@ -117,14 +114,8 @@ mod tests {
 
     #[test]
     fn a_table_aligns_its_columns() {
-        let rows = vec![
-            vec!["town".into(), "1/8".into()],
-            vec!["machine".into(), "12/12".into()],
-        ];
-        assert_eq!(
-            table(&["subject", "right"], &rows),
-            "subject  right\ntown       1/8\nmachine  12/12"
-        );
+        let rows = vec![vec!["town".into(), "1/8".into()], vec!["machine".into(), "12/12".into()]];
+        assert_eq!(table(&["subject", "right"], &rows), "subject  right\ntown       1/8\nmachine  12/12");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! How far long work has come, on standard error: a bar on a terminal, a short line at start and end elsewhere.
+//! How far long work has come, on standard error: a bar on a terminal, a short line elsewhere.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -8,50 +8,30 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// One piece of long work.
 pub(crate) struct Progress {
     bar: ProgressBar,
-    label: String,
-    on_terminal: bool,
 }
 
 impl Progress {
     /// Work counted in bytes.
     pub(crate) fn bytes(label: &str, total_bytes: u64) -> Self {
-        Self::start(
-            label,
-            total_bytes,
-            "{prefix} [{bar:30}] {bytes}/{total_bytes} {msg}",
-        )
+        Self::start(label, total_bytes, "{prefix} [{bar:30}] {bytes}/{total_bytes} {msg}")
     }
 
     /// Work counted in things: steps, questions, chunks.
     pub(crate) fn counted(label: &str, total: u64) -> Self {
-        Self::start(
-            label,
-            total,
-            "{prefix} [{bar:30}] {pos}/{len} {elapsed} {msg}",
-        )
-    }
-
-    /// Work of unknown length.
-    pub(crate) fn spinner(label: &str) -> Self {
-        Self::start(label, 0, "{prefix} {spinner} {elapsed} {msg}")
+        Self::start(label, total, "{prefix} [{bar:30}] {pos}/{len} {elapsed} {msg}")
     }
 
     fn start(label: &str, total: u64, template: &str) -> Self {
-        let on_terminal = std::io::stderr().is_terminal();
         let bar = ProgressBar::new(total).with_prefix(label.to_owned());
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
-        if on_terminal {
+        if std::io::stderr().is_terminal() {
             bar.enable_steady_tick(Duration::from_millis(100));
         } else {
             eprintln!("{label} ...");
         }
-        Self {
-            bar,
-            label: label.to_owned(),
-            on_terminal,
-        }
+        Self { bar }
     }
 
     /// How much is done by now.
@@ -69,17 +49,7 @@ impl Progress {
         self.bar.set_message(text);
     }
 
-    /// Takes the bar away and says how the work ended.
-    pub(crate) fn finish(self, how: &str) {
-        self.bar.finish_and_clear();
-        if self.on_terminal {
-            eprintln!("{}: {how}", self.label);
-        } else {
-            eprintln!("{} ... {how}", self.label);
-        }
-    }
-
-    /// Takes the bar away and says nothing.
+    /// Takes the bar away.
     pub(crate) fn clear(self) {
         self.bar.finish_and_clear();
     }

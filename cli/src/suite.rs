@@ -48,11 +48,7 @@ pub(crate) enum SuiteError {
     },
     /// A prompt or an answer has no text.
     #[error("{}, line {line}: `{field}` is empty", path.display())]
-    Empty {
-        path: PathBuf,
-        line: usize,
-        field: &'static str,
-    },
+    Empty { path: PathBuf, line: usize, field: &'static str },
     /// The file has no line with an example.
     #[error("{} holds no example", path.display())]
     NoExamples { path: PathBuf },
@@ -130,28 +126,15 @@ impl Suite {
     /// Reads and checks `folder/suite.json`.
     pub(crate) fn open(folder: &Path) -> Result<Self, SuiteError> {
         let path = folder.join("suite.json");
-        let bytes = std::fs::read(&path).map_err(|source| SuiteError::Read {
-            path: path.clone(),
-            source,
-        })?;
+        let bytes = std::fs::read(&path).map_err(|source| SuiteError::Read { path: path.clone(), source })?;
         let manifest: Manifest =
-            serde_json::from_slice(&bytes).map_err(|source| SuiteError::Manifest {
-                path: path.clone(),
-                source,
-            })?;
+            serde_json::from_slice(&bytes).map_err(|source| SuiteError::Manifest { path: path.clone(), source })?;
         if manifest.order.is_empty() {
             return Err(SuiteError::NoTasks { path });
         }
-        let tasks = manifest
-            .order
-            .iter()
-            .map(|task| manifest.task(folder, &path, task));
+        let tasks = manifest.order.iter().map(|task| manifest.task(folder, &path, task));
         let tasks = tasks.collect::<Result<Vec<Task>, SuiteError>>()?;
-        let name = if manifest.name.is_empty() {
-            folder.display().to_string()
-        } else {
-            manifest.name
-        };
+        let name = if manifest.name.is_empty() { folder.display().to_string() } else { manifest.name };
         Ok(Self { name, tasks })
     }
 
@@ -166,31 +149,15 @@ impl Suite {
 
 impl Manifest {
     fn task(&self, folder: &Path, path: &Path, name: &str) -> Result<Task, SuiteError> {
-        let is_plain =
-            !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0']);
+        let is_plain = !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0']);
         if !is_plain {
-            return Err(SuiteError::TaskName {
-                path: path.to_owned(),
-                task: name.to_owned(),
-            });
+            return Err(SuiteError::TaskName { path: path.to_owned(), task: name.to_owned() });
         }
         let Some(&metric) = self.metric.get(name) else {
-            return Err(SuiteError::NoMetric {
-                path: path.to_owned(),
-                task: name.to_owned(),
-            });
+            return Err(SuiteError::NoMetric { path: path.to_owned(), task: name.to_owned() });
         };
-        let join = self
-            .tasks
-            .get(name)
-            .and_then(|entry| entry.join.clone())
-            .unwrap_or_else(|| self.join.clone());
-        Ok(Task {
-            name: name.to_owned(),
-            metric,
-            join,
-            folder: folder.join(name),
-        })
+        let join = self.tasks.get(name).and_then(|entry| entry.join.clone()).unwrap_or_else(|| self.join.clone());
+        Ok(Task { name: name.to_owned(), metric, join, folder: folder.join(name) })
     }
 }
 
@@ -208,10 +175,7 @@ impl Task {
 
 /// Reads a file of examples, one JSON object a line; blank lines are passed over.
 pub(crate) fn read_lines(path: &Path) -> Result<Vec<Line>, SuiteError> {
-    let read_error = |source| SuiteError::Read {
-        path: path.to_owned(),
-        source,
-    };
+    let read_error = |source| SuiteError::Read { path: path.to_owned(), source };
     let mut reader = BufReader::new(File::open(path).map_err(read_error)?);
     let mut lines = Vec::new();
     let mut bytes = Vec::new();
@@ -225,26 +189,17 @@ pub(crate) fn read_lines(path: &Path) -> Result<Vec<Line>, SuiteError> {
         }
     }
     if lines.is_empty() {
-        return Err(SuiteError::NoExamples {
-            path: path.to_owned(),
-        });
+        return Err(SuiteError::NoExamples { path: path.to_owned() });
     }
     Ok(lines)
 }
 
 fn parse_line(bytes: &[u8], path: &Path, line: usize) -> Result<Line, SuiteError> {
-    let example: Line = serde_json::from_slice(bytes).map_err(|source| SuiteError::Line {
-        path: path.to_owned(),
-        line,
-        source,
-    })?;
+    let example: Line =
+        serde_json::from_slice(bytes).map_err(|source| SuiteError::Line { path: path.to_owned(), line, source })?;
     for (field, text) in [("prompt", &example.prompt), ("answer", &example.answer)] {
         if text.trim().is_empty() {
-            return Err(SuiteError::Empty {
-                path: path.to_owned(),
-                line,
-                field,
-            });
+            return Err(SuiteError::Empty { path: path.to_owned(), line, field });
         }
     }
     Ok(example)
@@ -286,31 +241,19 @@ fn first_number(text: &str) -> Option<f64> {
 
 /// F1 over the longest common sequence of words, compared without case.
 fn rouge_l(text: &str, answer: &str) -> f64 {
-    let words = |s: &str| {
-        s.split_whitespace()
-            .map(str::to_lowercase)
-            .collect::<Vec<_>>()
-    };
+    let words = |s: &str| s.split_whitespace().map(str::to_lowercase).collect::<Vec<_>>();
     let (found, wanted) = (words(text), words(answer));
     let mut row = vec![0usize; wanted.len() + 1];
     for word in &found {
         let mut diagonal = 0;
         for column in 0..wanted.len() {
             let above = row[column + 1];
-            row[column + 1] = if *word == wanted[column] {
-                diagonal + 1
-            } else {
-                above.max(row[column])
-            };
+            row[column + 1] = if *word == wanted[column] { diagonal + 1 } else { above.max(row[column]) };
             diagonal = above;
         }
     }
     let common = row[wanted.len()] as f64;
-    if common == 0.0 {
-        0.0
-    } else {
-        2.0 * common / (found.len() + wanted.len()) as f64
-    }
+    if common == 0.0 { 0.0 } else { 2.0 * common / (found.len() + wanted.len()) as f64 }
 }
 
 #[cfg(test)]
@@ -325,69 +268,44 @@ mod tests {
         folder
     }
 
-    const MANIFEST: &str = r#"{"name": "s", "order": ["town"], "metric": {"town": "rouge-l"}, "tasks": {"town": {"join": ""}}}"#;
+    const MANIFEST: &str =
+        r#"{"name": "s", "order": ["town"], "metric": {"town": "rouge-l"}, "tasks": {"town": {"join": ""}}}"#;
 
     #[test]
     fn a_suite_gives_its_tasks_in_order_with_metric_and_join() {
         let manifest = r#"{"order": ["b", "a"], "metric": {"a": "accuracy", "b": "number"}, "join": "\n", "tasks": {"a": {"join": ""}}}"#;
         let folder = suite_folder(manifest, b"");
         let suite = Suite::open(folder.path()).expect("a suite");
-        let seen: Vec<_> = suite
-            .tasks
-            .iter()
-            .map(|t| (t.name.as_str(), t.metric, t.join.as_str()))
-            .collect();
-        assert_eq!(
-            seen,
-            [("b", Metric::Number, "\n"), ("a", Metric::Accuracy, "")]
-        );
+        let seen: Vec<_> = suite.tasks.iter().map(|t| (t.name.as_str(), t.metric, t.join.as_str())).collect();
+        assert_eq!(seen, [("b", Metric::Number, "\n"), ("a", Metric::Accuracy, "")]);
     }
 
     #[test]
     fn a_line_that_is_no_json_is_named_with_its_number() {
-        let folder = suite_folder(
-            MANIFEST,
-            b"{\"prompt\": \"p\", \"answer\": \"a\"}\n\n{oops\n",
-        );
-        let error = Suite::open(folder.path()).expect("a suite").tasks[0]
-            .read(Split::Test)
-            .expect_err("a bad line");
+        let folder = suite_folder(MANIFEST, b"{\"prompt\": \"p\", \"answer\": \"a\"}\n\n{oops\n");
+        let error = Suite::open(folder.path()).expect("a suite").tasks[0].read(Split::Test).expect_err("a bad line");
         assert!(matches!(error, SuiteError::Line { line: 3, .. }), "{error}");
     }
 
     #[test]
     fn an_empty_answer_is_named_with_its_number() {
         let folder = suite_folder(MANIFEST, b"{\"prompt\": \"p\", \"answer\": \"  \"}\n");
-        let error = Suite::open(folder.path()).expect("a suite").tasks[0]
-            .read(Split::Test)
-            .expect_err("an empty answer");
-        assert!(
-            matches!(
-                error,
-                SuiteError::Empty {
-                    line: 1,
-                    field: "answer",
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        let error =
+            Suite::open(folder.path()).expect("a suite").tasks[0].read(Split::Test).expect_err("an empty answer");
+        assert!(matches!(error, SuiteError::Empty { line: 1, field: "answer", .. }), "{error}");
     }
 
     #[test]
     fn bytes_that_are_no_text_are_an_error() {
         let folder = suite_folder(MANIFEST, b"{\"prompt\": \"\xff\", \"answer\": \"a\"}\n");
-        let error = Suite::open(folder.path()).expect("a suite").tasks[0]
-            .read(Split::Test)
-            .expect_err("no text");
+        let error = Suite::open(folder.path()).expect("a suite").tasks[0].read(Split::Test).expect_err("no text");
         assert!(matches!(error, SuiteError::Line { line: 1, .. }), "{error}");
     }
 
     #[test]
     fn a_task_name_cannot_leave_the_suite() {
         for name in ["..", "a/b", ""] {
-            let manifest =
-                format!(r#"{{"order": ["{name}"], "metric": {{"{name}": "accuracy"}}}}"#);
+            let manifest = format!(r#"{{"order": ["{name}"], "metric": {{"{name}": "accuracy"}}}}"#);
             let folder = suite_folder(&manifest, b"");
             let error = Suite::open(folder.path()).expect_err("a bad name");
             assert!(matches!(error, SuiteError::TaskName { .. }), "{error}");
@@ -409,10 +327,7 @@ mod tests {
         assert_eq!(Metric::Number.score("It is 1,204.50 in all", "1204.5"), 1.0);
         assert_eq!(Metric::Number.score("-3 degrees", "3"), 0.0);
         assert_eq!(Metric::Number.score("none", "3"), 0.0);
-        assert_eq!(
-            Metric::RougeL.score("the cat sat", "The cat slept"),
-            2.0 / 3.0
-        );
+        assert_eq!(Metric::RougeL.score("the cat sat", "The cat slept"), 2.0 / 3.0);
         assert_eq!(Metric::RougeL.score("", "word"), 0.0);
     }
 }

@@ -145,7 +145,11 @@ impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, q) in &self.quantities {
             let verdict = if q.worst <= q.allowed { "ok" } else { "TOO FAR" };
-            writeln!(f, "  {name:<14} {:>9.2e} of {:>8.1e} allowed  {verdict:<7}  {} values", q.worst, q.allowed, q.values)?;
+            writeln!(
+                f,
+                "  {name:<14} {:>9.2e} of {:>8.1e} allowed  {verdict:<7}  {} values",
+                q.worst, q.allowed, q.values
+            )?;
         }
         Ok(())
     }

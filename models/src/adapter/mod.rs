@@ -4,6 +4,7 @@
 //! `y = W x + scaling · B (A x)`, computed elsewhere.
 
 mod error;
+mod inspect;
 mod layout;
 mod peft;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 pub use error::AdapterError;
+pub use inspect::{PeftSummary, inspect_peft};
 pub use layout::{AdapterLayout, LoraConfig, PairLayout};
 pub use peft::{BaseIdentity, PeftAdapter, read_peft, write_peft};
 

@@ -16,12 +16,12 @@ use crate::config::ModelConfig;
 use crate::projection::Projection;
 use crate::quant::TensorType;
 
-const CONFIG_FILE: &str = "adapter_config.json";
-const WEIGHTS_FILE: &str = "adapter_model.safetensors";
-const BASE_KEY: &str = "mynah_base_sha256";
+pub(super) const CONFIG_FILE: &str = "adapter_config.json";
+pub(super) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+pub(super) const BASE_KEY: &str = "mynah_base_sha256";
 const PREFIX: &str = "base_model.model.model.layers.";
 /// PEFT's own configuration takes about 1 KiB.
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
+pub(super) const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// About 150 bytes a tensor; an adapter has some hundreds.
 const MAX_HEADER_BYTES: u64 = 4 << 20;
 
@@ -126,9 +126,9 @@ pub fn write_peft(dir: &Path, adapter: &Adapter, base: &BaseIdentity) -> Result<
 }
 
 /// The settings of `adapter_config.json`, read with errors that name them.
-struct Settings<'a> {
-    file: &'a str,
-    config: &'a Map<String, Value>,
+pub(super) struct Settings<'a> {
+    pub(super) file: &'a str,
+    pub(super) config: &'a Map<String, Value>,
 }
 
 impl Settings<'_> {
@@ -159,17 +159,17 @@ impl Settings<'_> {
         }
     }
 
-    fn rank(&self) -> Result<usize, AdapterError> {
+    pub(super) fn rank(&self) -> Result<usize, AdapterError> {
         let value = self.config.get("r").unwrap_or(&Value::Null);
         value.as_u64().and_then(|rank| usize::try_from(rank).ok()).ok_or_else(|| self.unsupported("r", value))
     }
 
-    fn alpha(&self) -> Result<f32, AdapterError> {
+    pub(super) fn alpha(&self) -> Result<f32, AdapterError> {
         let value = self.config.get("lora_alpha").unwrap_or(&Value::Null);
         value.as_f64().map(|alpha| alpha as f32).ok_or_else(|| self.unsupported("lora_alpha", value))
     }
 
-    fn flag(&self, key: &str) -> Result<bool, AdapterError> {
+    pub(super) fn flag(&self, key: &str) -> Result<bool, AdapterError> {
         match self.config.get(key) {
             None | Some(Value::Null) => Ok(false),
             Some(Value::Bool(flag)) => Ok(*flag),
@@ -223,7 +223,7 @@ fn largest_file_bytes(model: &ModelConfig, rank: usize) -> Result<u64, AdapterEr
     Ok(layout.len() as u64 * 4 + MAX_HEADER_BYTES)
 }
 
-fn check_header_len(file: &str, bytes: &[u8]) -> Result<(), AdapterError> {
+pub(super) fn check_header_len(file: &str, bytes: &[u8]) -> Result<(), AdapterError> {
     let len_bytes = bytes.first_chunk().map_or(0, |len| u64::from_le_bytes(*len));
     if len_bytes > MAX_HEADER_BYTES {
         return Err(AdapterError::TooLarge { file: file.to_owned(), len_bytes, limit_bytes: MAX_HEADER_BYTES });
@@ -342,7 +342,7 @@ fn io_error(path: &Path, source: io::Error) -> AdapterError {
 }
 
 /// Reads a regular file of at most `limit_bytes`, as it was when it was opened.
-fn read_capped(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, AdapterError> {
+pub(super) fn read_capped(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, AdapterError> {
     let file = path.display().to_string();
     let io = |source| io_error(path, source);
     // Asked by path first: opening a pipe would wait for its writer.

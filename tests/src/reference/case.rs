@@ -111,7 +111,12 @@ impl Case<'_> {
         Ok(())
     }
 
-    fn compare_adapter(&self, batch: &ScoredBatch, adapter: &Adapter, comparison: &mut Comparison) -> Result<(), ReferenceError> {
+    fn compare_adapter(
+        &self,
+        batch: &ScoredBatch,
+        adapter: &Adapter,
+        comparison: &mut Comparison,
+    ) -> Result<(), ReferenceError> {
         let factor = self.setting.factor;
         let on_device = self.model.upload(adapter, true)?;
         let hidden = self.model.forward(&batch.tokens, Some(&on_device), &Stop::new())?;
@@ -123,7 +128,8 @@ impl Case<'_> {
         let (loss, gradient) = batch.loss_and_gradient(self.model, hidden, &on_device)?;
         comparison.close("lora.loss", &[loss], self.tensors.floats(&self.of_type("lora.loss"))?, LOSS * factor);
         let prefix = self.of_type("lora.grad.");
-        let largest = self.tensors.with_prefix(&prefix).flat_map(|(_, values)| values).fold(0.0f32, |m, v| m.max(v.abs()));
+        let largest =
+            self.tensors.with_prefix(&prefix).flat_map(|(_, values)| values).fold(0.0f32, |m, v| m.max(v.abs()));
         let mut named = 0;
         for pair in adapter.layout().pairs() {
             for (name, range) in peft_names(pair) {
@@ -134,7 +140,10 @@ impl Case<'_> {
             }
         }
         if named == 0 {
-            return Err(ReferenceError::Malformed { file: self.folder.to_owned(), what: format!("no tensor {prefix}…") });
+            return Err(ReferenceError::Malformed {
+                file: self.folder.to_owned(),
+                what: format!("no tensor {prefix}…"),
+            });
         }
         if let (true, Ok(expected)) = (self.type_name == "f32", self.tensors.floats("lora.grad_norm")) {
             let norm = gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt() as f32;
@@ -143,7 +152,12 @@ impl Case<'_> {
         Ok(())
     }
 
-    fn compare_adamw(&self, batch: &ScoredBatch, mut adapter: Adapter, comparison: &mut Comparison) -> Result<(), ReferenceError> {
+    fn compare_adamw(
+        &self,
+        batch: &ScoredBatch,
+        mut adapter: Adapter,
+        comparison: &mut Comparison,
+    ) -> Result<(), ReferenceError> {
         let parameters = &self.manifest["parameters"];
         let rate = parameters["lr"].as_f64().unwrap_or(1e-2);
         let config = OptimizerConfig {
@@ -166,7 +180,13 @@ impl Case<'_> {
             }
         }
         comparison.close("adamw.loss", &losses, expected, ADAMW_LOSS * self.setting.factor);
-        compare_adapter_values(comparison, &adapter, |name| self.tensors.floats(&format!("adamw.{name}")).ok(), rate, self.setting.factor);
+        compare_adapter_values(
+            comparison,
+            &adapter,
+            |name| self.tensors.floats(&format!("adamw.{name}")).ok(),
+            rate,
+            self.setting.factor,
+        );
         Ok(())
     }
 
@@ -266,18 +286,19 @@ impl ScoredBatch {
         rows.filter(|(_, mask)| **mask == 1).flat_map(|(row, _)| row.iter().copied()).collect()
     }
 
-    /// Indices of the rows that are no padding.
-    pub(super) fn real_positions(&self) -> Vec<i32> {
-        (0..self.mask.len()).filter(|&i| self.mask[i] == 1).map(|i| i as i32).collect()
-    }
-
     /// Mean negative log-likelihood over the scored positions.
     pub(super) fn loss(&self, model: &Model, hidden: Tensor<2>) -> Result<Tensor<1>, ReferenceError> {
-        let scored = Tensor::<1, Int>::from_data(TensorData::new(self.scored.clone(), [self.scored.len()]), &hidden.device());
+        let scored =
+            Tensor::<1, Int>::from_data(TensorData::new(self.scored.clone(), [self.scored.len()]), &hidden.device());
         Ok(model.token_nll(hidden.select(0, scored), &self.targets)?.mean())
     }
 
-    pub(super) fn loss_and_gradient(&self, model: &Model, hidden: Tensor<2>, adapter: &DeviceAdapter) -> Result<(f32, Vec<f32>), ReferenceError> {
+    pub(super) fn loss_and_gradient(
+        &self,
+        model: &Model,
+        hidden: Tensor<2>,
+        adapter: &DeviceAdapter,
+    ) -> Result<(f32, Vec<f32>), ReferenceError> {
         let loss = self.loss(model, hidden)?;
         let gradients = loss.backward();
         let gradient = adapter.gradients(&gradients)?;

@@ -12,7 +12,7 @@ use super::case::argmax;
 use super::{Outcome, ReferenceError, Setting, name_of, read_json, smollm2_file};
 use crate::golden::Comparison;
 
-/// Below this distance between the best and the second logit, rounding may decide; the comparison of a continuation ends there.
+/// At or below this distance between the best and the second logit, rounding may decide.
 const DECIDED_MARGIN: f64 = 0.02;
 /// Absolute, on perplexity.
 const PERPLEXITY: f64 = 0.02;
@@ -45,14 +45,20 @@ pub fn check(folder: &Path, setting: &Setting, report: &mut dyn FnMut(Outcome)) 
                 for case in cases {
                     let text = case["text"].as_str().unwrap_or_default();
                     comparison.equal("ids", &tokenizer.encode(text, ParseSpecial::No), &ids(&case["ids"]));
-                    comparison.equal("special ids", &tokenizer.encode(text, ParseSpecial::Yes), &ids(&case["ids_parse_special"]));
+                    comparison.equal(
+                        "special ids",
+                        &tokenizer.encode(text, ParseSpecial::Yes),
+                        &ids(&case["ids_parse_special"]),
+                    );
                 }
             }
             "greedy" => {
                 let template = ChatTemplate::from_gguf(gguf, &tokenizer).map_err(|error| text_error(&error))?;
                 for case in cases {
                     let prompt = match case["messages"].as_array() {
-                        Some(messages) => template.render(&read_messages(messages), true).map_err(|error| text_error(&error))?,
+                        Some(messages) => {
+                            template.render(&read_messages(messages), true).map_err(|error| text_error(&error))?
+                        }
                         None => case["prompt"].as_str().unwrap_or_default().to_owned(),
                     };
                     let special = if case["kind"] == "chat" { ParseSpecial::Yes } else { ParseSpecial::No };
@@ -62,8 +68,15 @@ pub fn check(folder: &Path, setting: &Setting, report: &mut dyn FnMut(Outcome)) 
             }
             _ => {
                 let text_file = folder.join("eval.txt");
-                let text = fs::read_to_string(&text_file).map_err(|source| ReferenceError::Io { file: text_file, source })?;
-                compare_perplexity(&model, &tokenizer.encode(&text, ParseSpecial::No), &figures, setting, &mut comparison)?;
+                let text =
+                    fs::read_to_string(&text_file).map_err(|source| ReferenceError::Io { file: text_file, source })?;
+                compare_perplexity(
+                    &model,
+                    &tokenizer.encode(&text, ParseSpecial::No),
+                    &figures,
+                    setting,
+                    &mut comparison,
+                )?;
             }
         }
         report(Outcome::Compared { name: format!("{} {form}", name_of(folder)), comparison });
@@ -77,29 +90,40 @@ fn ids(value: &Value) -> Vec<u32> {
 
 fn read_messages(messages: &[Value]) -> Vec<Message> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    messages.iter().map(|message| Message { role: text(&message["role"]), content: text(&message["content"]) }).collect()
+    messages
+        .iter()
+        .map(|message| Message { role: text(&message["role"]), content: text(&message["content"]) })
+        .collect()
 }
 
-/// Greedy ids up to the first undecided one.
+/// Greedy ids wherever the margin decides: each step continues from llama.cpp's ids, so that an undecided one does not end
+/// the comparison.
 fn compare_greedy(model: &Model, case: &Value, comparison: &mut Comparison) -> Result<(), ReferenceError> {
-    let prompt = ids(&case["prompt_ids"]);
-    let expected = ids(&case["ids"]);
-    let margins = case["margin"].as_array().into_iter().flatten().map(|margin| margin.as_f64().unwrap_or(0.0));
-    let decided = margins.take_while(|margin| *margin > DECIDED_MARGIN).count().min(expected.len());
-    let mut cache = model.new_cache(prompt.len() + decided + 1);
+    let (prompt, expected) = (ids(&case["prompt_ids"]), ids(&case["ids"]));
+    let margins: Vec<f64> =
+        case["margin"].as_array().into_iter().flatten().map(|m| m.as_f64().unwrap_or(0.0)).collect();
+    let mut cache = model.new_cache(prompt.len() + expected.len());
     let mut logits = model.decode(&mut cache, &prompt, None, &Stop::new())?;
-    let mut found = Vec::new();
-    while found.len() < decided {
-        let next = argmax(&logits);
-        found.push(next);
-        logits = model.decode(&mut cache, &[next], None, &Stop::new())?;
+    let (mut found, mut decided) = (Vec::new(), Vec::new());
+    for (&id, &margin) in expected.iter().zip(&margins) {
+        if margin > DECIDED_MARGIN {
+            found.push(argmax(&logits));
+            decided.push(id);
+        }
+        logits = model.decode(&mut cache, &[id], None, &Stop::new())?;
     }
-    comparison.equal("greedy ids", &found, &expected[..decided]);
+    comparison.equal("greedy ids", &found, &decided);
     Ok(())
 }
 
 /// Perplexity over windows that each start afresh: all positions after the first, and the second half of each.
-fn compare_perplexity(model: &Model, tokens: &[u32], figures: &Value, setting: &Setting, comparison: &mut Comparison) -> Result<(), ReferenceError> {
+fn compare_perplexity(
+    model: &Model,
+    tokens: &[u32],
+    figures: &Value,
+    setting: &Setting,
+    comparison: &mut Comparison,
+) -> Result<(), ReferenceError> {
     let number = |key: &str| figures[key].as_f64().unwrap_or(f64::NAN);
     comparison.equal("ids", tokens, &ids(&figures["ids"]));
     let (window, windows) = (number("ctx") as usize, number("chunks") as usize);

@@ -50,7 +50,13 @@ pub fn check(folder: &Path, setting: &Setting, report: &mut dyn FnMut(Outcome)) 
     Ok(())
 }
 
-fn compare_texts(model: &Model, figures: &Value, tensors: &Tensors, setting: &Setting, comparison: &mut Comparison) -> Result<(), ReferenceError> {
+fn compare_texts(
+    model: &Model,
+    figures: &Value,
+    tensors: &Tensors,
+    setting: &Setting,
+    comparison: &mut Comparison,
+) -> Result<(), ReferenceError> {
     let tokenizer = Tokenizer::from_gguf(model.gguf()).map_err(|error| ReferenceError::Text(error.to_string()))?;
     let texts = figures["texts"].as_array().map_or(&[][..], Vec::as_slice);
     for (index, text) in texts.iter().enumerate() {
@@ -128,12 +134,25 @@ fn compare_lora(
     }
     comparison.close("adamw.losses", &losses, &expected, ADAMW_LOSS * factor);
     for (name, range) in adapter.layout().pairs().iter().flat_map(peft_names) {
-        relative(comparison, "adamw norms", norm(&adapter.values()[range]), number(&adamw["final_norms"][&name]), factor);
+        relative(
+            comparison,
+            "adamw norms",
+            norm(&adapter.values()[range]),
+            number(&adamw["final_norms"][&name]),
+            factor,
+        );
     }
     Ok(())
 }
 
-fn compare_gradients(adapter: &Adapter, gradient: &[f32], lora: &Value, tensors: &Tensors, factor: f64, comparison: &mut Comparison) {
+fn compare_gradients(
+    adapter: &Adapter,
+    gradient: &[f32],
+    lora: &Value,
+    tensors: &Tensors,
+    factor: f64,
+    comparison: &mut Comparison,
+) {
     let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN) as f32;
     relative(comparison, "grad norm", norm(gradient), number(&lora["grad_norm"]), factor);
     for (name, range) in adapter.layout().pairs().iter().flat_map(peft_names) {

@@ -1,0 +1,206 @@
+//! `mynah bench`: how fast this machine trains and answers, and what memory that takes.
+
+use std::time::{Duration, Instant};
+
+use mynah::Session;
+use mynah::budget::peak_resident_bytes;
+use mynah::learn::{LearnerState, Method, Moment, Row, Sequential, StepRows, Trainer, TrainerConfig};
+use mynah_models::adapter::{Adapter, LoraConfig};
+use mynah_models::{Model, Stop};
+use serde::Serialize;
+
+use crate::error::CliError;
+use crate::interrupt;
+use crate::open::{self, ModelArg};
+use crate::options::Options;
+use crate::output::Output;
+use crate::progress::Progress;
+
+/// Passes before the clock runs: caches fill, kernels compile.
+const WARM_UP: usize = 1;
+
+/// Measure speed and memory.
+///
+/// Each pass is timed by itself after one that is not; the median counts. Tokens are drawn at random from the seed.
+/// `train` takes whole optimizer steps, with the loss on every position.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  mynah bench -m smollm2-135m-instruct train --batch 1 --tokens 128
+  mynah bench -m smollm2-135m-instruct prefill --tokens 512
+  mynah bench -m smollm2-135m-instruct decode --tokens 128 --json")]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    model: ModelArg,
+    /// What to measure
+    #[arg(value_enum)]
+    what: Workload,
+    /// train: sequences of one step
+    #[arg(long, value_name = "B", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    batch: u16,
+    /// Tokens of a sequence, of the prompt, or of the answer
+    #[arg(long, value_name = "T", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..))]
+    tokens: u32,
+    /// train: rank of the adapter, on all seven projections
+    #[arg(long, value_name = "R", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    rank: u16,
+    /// How many passes are timed
+    #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+}
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Workload {
+    /// Optimizer steps
+    Train,
+    /// Reading a prompt
+    Prefill,
+    /// Writing an answer, token by token
+    Decode,
+}
+
+#[derive(Debug, Serialize)]
+struct Document {
+    tokens_per_s: f64,
+    s_per_step: f64,
+    peak_rss_mb: Option<f64>,
+    workload: &'static str,
+    tokens_per_step: usize,
+    steps: usize,
+    load_seconds: f64,
+    device: String,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &BenchArgs, options: &Options, output: Output) -> Result<(), CliError> {
+    let started = Instant::now();
+    let session = open::open(open::builder(&args.model.model, options)?)?;
+    let load_seconds = started.elapsed().as_secs_f64();
+    let (workload, tokens_per_step, times) = match args.what {
+        Workload::Train => ("train", usize::from(args.batch) * args.tokens as usize, train(&session, args, options)?),
+        Workload::Prefill => ("prefill", args.tokens as usize, prefill(&session, args, options)?),
+        Workload::Decode => ("decode", args.tokens as usize, decode(&session, args, options)?),
+    };
+    let s_per_step = median(&times).as_secs_f64();
+    let document = Document {
+        tokens_per_s: tokens_per_step as f64 / s_per_step,
+        s_per_step,
+        peak_rss_mb: peak_resident_bytes().map(|bytes| bytes as f64 / 1e6),
+        workload,
+        tokens_per_step,
+        steps: times.len(),
+        load_seconds,
+        device: session.model().device().name().to_owned(),
+    };
+    output.result(&document, || {
+        let memory =
+            document.peak_rss_mb.map_or_else(|| "unknown".to_owned(), |megabytes| format!("{megabytes:.0} MB"));
+        format!(
+            "{workload} on {}: {:.1} tokens/s, {:.3} s a pass (median of {}), peak memory {memory}, loaded in {:.2} s",
+            document.device, document.tokens_per_s, document.s_per_step, document.steps, document.load_seconds,
+        )
+    })
+}
+
+fn train(session: &Session, args: &BenchArgs, options: &Options) -> Result<Vec<Duration>, CliError> {
+    let model = session.model();
+    let lora = LoraConfig { rank: usize::from(args.rank), ..LoraConfig::default() };
+    let mut state = LearnerState::new(Adapter::init(model.config(), &lora, options.seed)?);
+    let ids = random_ids(model, usize::from(args.batch) * args.tokens as usize, options.seed);
+    // A prompt of one token: all others are scored.
+    let rows = ids.chunks(args.tokens as usize).map(|tokens| Row { tokens, prompt_len: 1 });
+    let rows = StepRows { new: rows.collect(), replayed: Vec::new() };
+    let trainer = Trainer::new(model, Method::Sequential(Sequential), TrainerConfig::default());
+    let steps_total = WARM_UP as u64 + u64::from(args.steps);
+    let mut steps_done = 0;
+    timed("training", args.steps, |stop| {
+        steps_done += 1;
+        trainer.step(&mut state, &rows, Moment { steps_done, steps_total }, stop)?;
+        Ok(())
+    })
+}
+
+fn prefill(session: &Session, args: &BenchArgs, options: &Options) -> Result<Vec<Duration>, CliError> {
+    let model = session.model();
+    let ids = random_ids(model, args.tokens as usize, options.seed);
+    let mut cache = model.new_cache(ids.len());
+    timed("prefill", args.steps, |stop| {
+        cache.reset();
+        model.decode(&mut cache, &ids, None, stop)?;
+        Ok(())
+    })
+}
+
+fn decode(session: &Session, args: &BenchArgs, options: &Options) -> Result<Vec<Duration>, CliError> {
+    let model = session.model();
+    let ids = random_ids(model, args.tokens as usize, options.seed);
+    let mut cache = model.new_cache(ids.len());
+    timed("decode", args.steps, |stop| {
+        cache.reset();
+        for id in &ids {
+            model.decode(&mut cache, std::slice::from_ref(id), None, stop)?;
+        }
+        Ok(())
+    })
+}
+
+/// The times of `passes` passes, after those that warm up.
+fn timed(
+    label: &str,
+    passes: u32,
+    mut pass: impl FnMut(&Stop) -> Result<(), CliError>,
+) -> Result<Vec<Duration>, CliError> {
+    let stop = Stop::new();
+    let from_handler = stop.clone();
+    interrupt::on_interrupt(move || from_handler.set());
+    let progress = Progress::counted(label, u64::from(passes));
+    let mut times = Vec::new();
+    for index in 0..WARM_UP + passes as usize {
+        let started = Instant::now();
+        pass(&stop)?;
+        if index >= WARM_UP {
+            times.push(started.elapsed());
+            progress.set(times.len() as u64);
+        }
+    }
+    progress.clear();
+    Ok(times)
+}
+
+/// Token ids that mean nothing, the same for the same seed.
+fn random_ids(model: &Model, count: usize, seed: u64) -> Vec<u32> {
+    // A linear congruential generator is random enough to defeat no cache that would matter here.
+    let mut state = seed;
+    let vocab_size = model.config().vocab_size as u64;
+    std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % vocab_size) as u32
+    })
+    .take(count)
+    .collect()
+}
+
+/// The time in the middle; the mean of the two in the middle where their number is even.
+fn median(times: &[Duration]) -> Duration {
+    let mut sorted = times.to_vec();
+    sorted.sort();
+    match sorted.len() {
+        0 => Duration::ZERO,
+        len if len % 2 == 1 => sorted[len / 2],
+        len => (sorted[len / 2 - 1] + sorted[len / 2]) / 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        let seconds = |values: &[u64]| values.iter().map(|value| Duration::from_secs(*value)).collect::<Vec<_>>();
+        assert_eq!(median(&seconds(&[5, 1, 3])), Duration::from_secs(3));
+        assert_eq!(median(&seconds(&[4, 1, 2, 9])), Duration::from_secs(3));
+        assert_eq!(median(&[]), Duration::ZERO);
+    }
+}

@@ -1,0 +1,260 @@
+//! `mynah learn`: a file of examples becomes a better adapter.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mynah::Budget;
+use mynah::learn::{Er, Examples, Ilora, Method, Retention, Sequential, TrainerConfig};
+use mynah::session::{Interaction, LearnRequest, PromptFormat};
+use mynah_models::adapter::LoraConfig;
+use serde::Serialize;
+
+use crate::error::CliError;
+use crate::open::{self, ModelArg};
+use crate::options::Options;
+use crate::output::Output;
+use crate::suite::{self, Suite, Task};
+
+/// Learn a file of examples, and keep what was learned in a store.
+///
+/// The examples go into the store first. A run that was stopped, by Ctrl-C, by `--minutes` or by a kill, goes on where it
+/// was when the same command is given again.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  mynah learn -m smollm2-135m-instruct --store ~/bird town.jsonl --task town --steps 60
+  mynah learn -m smollm2-135m-instruct --store ~/bird town.jsonl --minutes 5
+
+A line of the file is {\"prompt\": \"...\", \"answer\": \"...\"}. A file SUITE/TASK/train.jsonl takes its task's name and
+its join from SUITE/suite.json.")]
+pub(crate) struct LearnArgs {
+    #[command(flatten)]
+    model: ModelArg,
+    /// The store; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    store: PathBuf,
+    /// The examples, one JSON object a line
+    file: PathBuf,
+    /// What the examples are about; the file's name if not given
+    #[arg(long, value_name = "NAME")]
+    task: Option<String>,
+    /// Stop after this time; the run can go on later
+    #[arg(long, value_name = "M", value_parser = minutes)]
+    minutes: Option<Duration>,
+    /// Length of the run in optimizer steps; three times through the file if not given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    steps: Option<u64>,
+    /// Put prompts and answers through the chat template, as `chat` does
+    #[arg(long)]
+    chat: bool,
+    /// Text between prompt and answer; one space if not given
+    #[arg(long, value_name = "TEXT", conflicts_with = "chat")]
+    join: Option<String>,
+    #[command(flatten)]
+    method: MethodArgs,
+    #[command(flatten)]
+    lora: LoraArgs,
+}
+
+/// How it is learned.
+#[derive(Debug, clap::Args)]
+pub(crate) struct MethodArgs {
+    /// ilora keeps what is old best; er replays only; sequential does nothing about forgetting
+    #[arg(long, value_enum, default_value_t = MethodChoice::Ilora)]
+    method: MethodChoice,
+    /// New examples of one step
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    batch: Option<u16>,
+    /// Step size
+    #[arg(long, value_name = "RATE")]
+    learning_rate: Option<f64>,
+    /// ilora: steps after which half of the slow learner is left
+    #[arg(long, value_name = "STEPS", conflicts_with = "lambda")]
+    half_life: Option<f64>,
+    /// ilora: share of the slow learner that survives a step, 0 to 1
+    #[arg(long, value_name = "SHARE")]
+    lambda: Option<f64>,
+    /// ilora: weight of the consistency loss
+    #[arg(long, value_name = "WEIGHT")]
+    gamma: Option<f64>,
+    /// ilora, er: replayed examples for each new one
+    #[arg(long, value_name = "RATIO")]
+    replay_ratio: Option<f64>,
+}
+
+/// The adapter of a new store.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LoraArgs {
+    /// Rank of the adapter of a new store
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    rank: Option<u16>,
+    /// Alpha of the adapter of a new store; twice the rank if not given
+    #[arg(long, value_name = "ALPHA")]
+    alpha: Option<f32>,
+}
+
+/// The methods by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum MethodChoice {
+    Ilora,
+    Er,
+    Sequential,
+}
+
+impl MethodArgs {
+    /// The method with its settings.
+    pub(crate) fn method(&self) -> Method {
+        match self.method {
+            MethodChoice::Sequential => Method::Sequential(Sequential),
+            MethodChoice::Er => {
+                let mut er = Er::DEFAULT;
+                er.replay_ratio = self.replay_ratio.unwrap_or(er.replay_ratio);
+                Method::Er(er)
+            }
+            MethodChoice::Ilora => {
+                let mut ilora = Ilora::DEFAULT;
+                ilora.gamma = self.gamma.unwrap_or(ilora.gamma);
+                ilora.replay_ratio = self.replay_ratio.unwrap_or(ilora.replay_ratio);
+                ilora.retention = match (self.lambda, self.half_life) {
+                    (Some(lambda), _) => Retention::Lambda(lambda),
+                    (None, Some(steps)) => Retention::HalfLifeSteps(steps),
+                    (None, None) => ilora.retention,
+                };
+                Method::Ilora(ilora)
+            }
+        }
+    }
+
+    /// How gradients are used.
+    pub(crate) fn trainer(&self) -> TrainerConfig {
+        let mut trainer = TrainerConfig::default();
+        trainer.optimizer.learning_rate = self.learning_rate.unwrap_or(trainer.optimizer.learning_rate);
+        trainer
+    }
+
+    /// What is not learned yet, in steps of as many examples as asked for.
+    pub(crate) fn request(&self) -> LearnRequest {
+        let default = LearnRequest::default();
+        LearnRequest { batch_rows: self.batch.map_or(default.batch_rows, usize::from), ..default }
+    }
+}
+
+impl LoraArgs {
+    /// The adapter of a new store, where the user has a say in it.
+    pub(crate) fn config(&self) -> Option<LoraConfig> {
+        if self.rank.is_none() && self.alpha.is_none() {
+            return None;
+        }
+        let mut config = LoraConfig::default();
+        if let Some(rank) = self.rank {
+            config.rank = usize::from(rank);
+            config.alpha = 2.0 * f32::from(rank);
+        }
+        config.alpha = self.alpha.unwrap_or(config.alpha);
+        Some(config)
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Document {
+    steps: u64,
+    /// NaN, which JSON writes as null, where no step was taken.
+    loss: f64,
+    revision: Option<u64>,
+    stopped_by: &'static str,
+    steps_done: u64,
+    steps_total: u64,
+    task: String,
+    examples: usize,
+    seconds: f64,
+    bytes_written: u64,
+    peak_rss_mb: Option<f64>,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &LearnArgs, options: &Options, output: Output) -> Result<(), CliError> {
+    let lines = suite::read_lines(&args.file)?;
+    let suite_task = Suite::task_of(&args.file);
+    let task = args.task.clone().unwrap_or_else(|| task_name(&args.file, suite_task.as_ref()));
+    let format =
+        if args.chat { PromptFormat::Chat } else { PromptFormat::Raw { join: join_of(args, suite_task.as_ref()) } };
+    let interactions: Vec<Interaction> = lines
+        .into_iter()
+        .map(|line| Interaction {
+            prompt: line.prompt,
+            answer: line.answer,
+            format: format.clone(),
+            task: task.clone(),
+        })
+        .collect();
+    let mut builder = open::builder(&args.model.model, options)?
+        .store(&args.store)
+        .method(args.method.method())
+        .trainer(args.method.trainer());
+    if let Some(lora) = args.lora.config() {
+        builder = builder.lora(lora);
+    }
+    let mut session = open::open(builder)?;
+    let ids = session.observe_batch(&interactions)?;
+    let request = LearnRequest { examples: Examples::These(ids), steps: args.steps, ..args.method.request() };
+    let budget = match args.minutes {
+        Some(time) => Budget::time(time),
+        None => Budget::unlimited(),
+    };
+    let report = open::watched(&mut session, "learning", |session| session.learn(&request, budget))?;
+    let document = Document {
+        steps: report.steps,
+        loss: report.loss,
+        revision: report.revision,
+        stopped_by: report.stopped_by.name(),
+        steps_done: report.steps_done,
+        steps_total: report.steps_total,
+        task,
+        examples: interactions.len(),
+        seconds: report.elapsed.as_secs_f64(),
+        bytes_written: report.bytes_written,
+        peak_rss_mb: report.peak_bytes.map(|bytes| bytes as f64 / 1e6),
+    };
+    output.result(&document, || text(&document))
+}
+
+fn text(document: &Document) -> String {
+    let Document { steps, loss, stopped_by, steps_done, steps_total, seconds, .. } = document;
+    let kept =
+        document.revision.map_or_else(|| "nothing to keep".to_owned(), |revision| format!("revision {revision}"));
+    format!(
+        "{steps} steps in {seconds:.1} s, loss {loss:.3}; {steps_done} of {steps_total} done ({stopped_by}); {kept}"
+    )
+}
+
+/// Minutes as a length of time that can be waited for.
+fn minutes(text: &str) -> Result<Duration, String> {
+    let minutes: f64 = text.parse().map_err(|error: std::num::ParseFloatError| error.to_string())?;
+    Duration::try_from_secs_f64(minutes * 60.0).map_err(|error| error.to_string())
+}
+
+/// The text between prompt and answer: what was asked for, else what the suite says, else one space.
+fn join_of(args: &LearnArgs, task: Option<&Task>) -> String {
+    args.join.clone().or_else(|| task.map(|task| task.join.clone())).unwrap_or_else(suite::one_space)
+}
+
+/// The task's name in its suite, else the file's name without extension.
+fn task_name(file: &Path, task: Option<&Task>) -> String {
+    match task {
+        Some(task) => task.name.clone(),
+        None => file.file_stem().unwrap_or(file.as_os_str()).to_string_lossy().into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn minutes_are_a_time_or_wrong_usage() {
+        assert_eq!(minutes("1.5"), Ok(Duration::from_secs(90)));
+        for wrong in ["-1", "NaN", "inf", "1e300", "soon"] {
+            assert!(minutes(wrong).is_err(), "{wrong}");
+        }
+    }
+}

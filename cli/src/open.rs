@@ -1,0 +1,91 @@
+//! A session as the options of a verb describe it, and what is seen of its long work.
+
+use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+
+use mynah::session::Phase;
+use mynah::{Learner, Session, SessionBuilder};
+use mynah_models::weights::Gguf;
+
+use crate::error::CliError;
+use crate::interrupt;
+use crate::model_cache::{self, ModelSource};
+use crate::options::{DeviceChoice, Options};
+use crate::progress::Progress;
+
+/// `-m MODEL`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ModelArg {
+    /// A GGUF file, or a name that `pull` knows
+    #[arg(short, long, value_name = "MODEL")]
+    pub(crate) model: String,
+}
+
+/// Which of the two learners answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum LearnerChoice {
+    /// The one that is served: it follows the fast one and keeps what is old
+    Slow,
+    /// The one that is trained
+    Fast,
+}
+
+impl From<LearnerChoice> for Learner {
+    fn from(choice: LearnerChoice) -> Self {
+        match choice {
+            LearnerChoice::Slow => Self::Slow,
+            LearnerChoice::Fast => Self::Fast,
+        }
+    }
+}
+
+/// A builder with the model, the device and the seed set.
+pub(crate) fn builder(model: &str, options: &Options) -> Result<SessionBuilder, CliError> {
+    let builder = match model_cache::resolve(model)? {
+        ModelSource::File(path) => Session::builder(path),
+        ModelSource::Embedded(bytes) => Session::builder(Gguf::from_bytes(bytes)?),
+    };
+    let device = match options.device {
+        DeviceChoice::Cpu => mynah::DeviceChoice::Cpu,
+        DeviceChoice::Gpu => mynah::DeviceChoice::Gpu,
+    };
+    Ok(builder.device(device).seed(options.seed))
+}
+
+/// Opens the session and lets Ctrl-C cancel what it does. What the session has to say about its device, it logs.
+pub(crate) fn open(builder: SessionBuilder) -> Result<Session, CliError> {
+    let session = builder.open()?;
+    let control = session.control();
+    interrupt::on_interrupt(move || control.cancel());
+    Ok(session)
+}
+
+/// A store that is only read from: where there is none, the path is wrong.
+pub(crate) fn existing_store(folder: &Path) -> Result<&Path, CliError> {
+    if folder.is_dir() { Ok(folder) } else { Err(CliError::NoStore { path: folder.to_owned() }) }
+}
+
+/// Does `work` with the session and shows meanwhile how far it is.
+pub(crate) fn watched<T>(session: &mut Session, label: &str, work: impl FnOnce(&mut Session) -> T) -> T {
+    let control = session.control();
+    let (working, finished) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let bar = Progress::counted(label, 0);
+            // Nothing is ever sent: the channel closes when the work is done, or has panicked.
+            while finished.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Timeout) {
+                let progress = control.progress();
+                bar.set_total(progress.total);
+                bar.set(progress.done);
+                if progress.loss.is_finite() && progress.phase == Phase::Learning {
+                    bar.message(format!("loss {:.3}", progress.loss));
+                }
+            }
+            bar.clear();
+        });
+        let result = work(session);
+        drop(working);
+        result
+    })
+}
