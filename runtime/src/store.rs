@@ -586,6 +586,27 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_becomes_a_store_by_its_last_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Arc::new(FaultyFiles::new(usize::MAX, 0));
+        let meta = Meta {
+            identity: IDENTITY,
+            created_unix_s: 0,
+        };
+        let path = folder.path();
+        replace_file(files.as_ref(), path, META_NAME, &meta.encode()).unwrap();
+        assert_eq!(
+            files.call_names(),
+            ["open", "write_at", "sync_data", "rename", "sync_folder"]
+        );
+        // All of it but the last write: the store is made as if nothing had been there.
+        fs::rename(path.join(META_NAME), path.join("store.meta.tmp")).unwrap();
+        fs::create_dir(path.join("revisions")).unwrap();
+        assert!(open(path).1.is_new);
+        assert!(!open(path).1.is_new);
+    }
+
+    #[test]
     fn another_model_is_refused_with_both_digests() {
         let folder = tempfile::tempdir().unwrap();
         open(folder.path());

@@ -146,6 +146,22 @@ fn whichever_file_call_fails_the_previous_revision_is_intact() {
 }
 
 #[test]
+fn data_is_synced_before_it_is_named_and_the_name_before_it_is_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = Arc::new(FaultyFiles::new(usize::MAX, 0));
+    let (mut store, _) =
+        RevisionStore::open_with(files.clone(), folder.path(), &IDENTITY, false).unwrap();
+    let before = files.calls();
+    commit(&mut store, RevisionKind::Step, 1).unwrap();
+    let mut calls = files.call_names().split_off(before);
+    calls.dedup();
+    assert_eq!(
+        calls,
+        ["open", "write_at", "sync_data", "rename", "sync_folder"]
+    );
+}
+
+#[test]
 fn a_full_disk_is_told_apart_and_leaves_no_file_behind() {
     let folder = tempfile::tempdir().unwrap();
     // The first write of a commit to an empty folder: list and open come before it.

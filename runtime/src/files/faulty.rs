@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Files, Mode, SystemFiles};
@@ -11,7 +12,7 @@ use super::{Files, Mode, SystemFiles};
 /// Counts calls and lets the `nth` (from 0) fail. A write that fails has written half of its bytes.
 #[derive(Debug)]
 pub(crate) struct FaultyFiles {
-    calls: AtomicUsize,
+    calls: Mutex<Vec<&'static str>>,
     nth: usize,
     error: i32,
     is_done_anyway: bool,
@@ -27,7 +28,7 @@ impl FaultyFiles {
     /// Fails the `nth` call with the error number `error`.
     pub(crate) fn new(nth: usize, error: i32) -> Self {
         Self {
-            calls: AtomicUsize::new(0),
+            calls: Mutex::new(Vec::new()),
             nth,
             error,
             is_done_anyway: false,
@@ -51,13 +52,20 @@ impl FaultyFiles {
         }
     }
 
-    /// Calls so far.
+    /// The number of calls so far.
     pub(crate) fn calls(&self) -> usize {
-        self.calls.load(Ordering::Relaxed)
+        self.call_names().len()
     }
 
-    fn call<T>(&self, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        if self.calls.fetch_add(1, Ordering::Relaxed) != self.nth {
+    /// The calls so far, by name.
+    pub(crate) fn call_names(&self) -> Vec<&'static str> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    fn call<T>(&self, name: &'static str, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let nth = self.calls();
+        self.calls.lock().unwrap().push(name);
+        if nth != self.nth {
             return call();
         }
         if self.is_done_anyway {
@@ -69,15 +77,15 @@ impl FaultyFiles {
 
 impl Files for FaultyFiles {
     fn create_folder(&self, path: &Path) -> io::Result<()> {
-        self.call(|| SystemFiles.create_folder(path))
+        self.call("create_folder", || SystemFiles.create_folder(path))
     }
 
     fn open(&self, path: &Path, mode: Mode) -> io::Result<File> {
-        self.call(|| SystemFiles.open(path, mode))
+        self.call("open", || SystemFiles.open(path, mode))
     }
 
     fn len_bytes(&self, file: &File) -> io::Result<u64> {
-        self.call(|| SystemFiles.len_bytes(file))
+        self.call("len_bytes", || SystemFiles.len_bytes(file))
     }
 
     fn allocate(&self, file: &File, len_bytes: u64) -> io::Result<()> {
@@ -87,41 +95,41 @@ impl Files for FaultyFiles {
         if refused.is_ok() {
             return Err(io::Error::from_raw_os_error(ENOSPC));
         }
-        self.call(|| SystemFiles.allocate(file, len_bytes))
+        self.call("allocate", || SystemFiles.allocate(file, len_bytes))
     }
 
     fn set_len(&self, file: &File, len_bytes: u64) -> io::Result<()> {
-        self.call(|| SystemFiles.set_len(file, len_bytes))
+        self.call("set_len", || SystemFiles.set_len(file, len_bytes))
     }
 
     fn read_at(&self, file: &File, offset: u64, bytes: &mut [u8]) -> io::Result<usize> {
-        self.call(|| SystemFiles.read_at(file, offset, bytes))
+        self.call("read_at", || SystemFiles.read_at(file, offset, bytes))
     }
 
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
-        self.call(|| SystemFiles.write_at(file, offset, bytes))
+        self.call("write_at", || SystemFiles.write_at(file, offset, bytes))
             .inspect_err(|_| {
                 let _ = SystemFiles.write_at(file, offset, &bytes[..bytes.len() / 2]);
             })
     }
 
     fn sync_data(&self, file: &File) -> io::Result<()> {
-        self.call(|| SystemFiles.sync_data(file))
+        self.call("sync_data", || SystemFiles.sync_data(file))
     }
 
     fn sync_folder(&self, path: &Path) -> io::Result<()> {
-        self.call(|| SystemFiles.sync_folder(path))
+        self.call("sync_folder", || SystemFiles.sync_folder(path))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.call(|| SystemFiles.rename(from, to))
+        self.call("rename", || SystemFiles.rename(from, to))
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.call(|| SystemFiles.remove(path))
+        self.call("remove", || SystemFiles.remove(path))
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
-        self.call(|| SystemFiles.list(path))
+        self.call("list", || SystemFiles.list(path))
     }
 }
