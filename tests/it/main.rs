@@ -2,4 +2,5 @@
 
 mod golden;
 mod methods;
+mod resume;
 mod session;
