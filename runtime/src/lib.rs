@@ -1,4 +1,8 @@
 //! An interaction becomes a better adapter.
+//!
+//! Without default features only the storage core is built: [`example`], [`storage`] and [`replay`]. It needs `alloc`
+//! and nothing else, knows no tensor, and runs on microcontrollers.
+#![cfg_attr(not(any(feature = "std", test)), no_std)]
 
 extern crate alloc;
 
@@ -11,8 +15,10 @@ pub mod example;
 pub mod generate;
 #[cfg(feature = "std")]
 pub mod learn;
+pub mod replay;
 #[cfg(feature = "std")]
 pub mod session;
+pub mod storage;
 
 #[cfg(feature = "std")]
 pub use budget::{Budget, Report, StoppedBy};

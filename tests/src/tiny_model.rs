@@ -119,12 +119,8 @@ pub fn gguf_from_folder(folder: &Path) -> Result<Vec<u8>, ReferenceError> {
         gguf.tensor("rope_freqs.weight", &[head_dim / 2], &llama3_factors(rope, theta, head_dim));
     }
     for (name, shape, values) in tensors.iter_floats() {
-        let Some(gguf_name) = gguf_name(name) else {
-            return Err(ReferenceError::Malformed {
-                file: folder.join("model.safetensors"),
-                what: format!("unknown tensor {name}"),
-            });
-        };
+        // A tensor that no family knows keeps its name: the loader says what it thinks of it.
+        let gguf_name = gguf_name(name).unwrap_or_else(|| name.to_owned());
         let interleaved = model_type == "llama" && (name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight"));
         match interleaved {
             true => gguf.tensor(&gguf_name, shape, &interleave(values, shape, head_dim)),

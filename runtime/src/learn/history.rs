@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::batch::Schedule;
 use super::methods::{ContinualMethod, Method, Moment};
-use super::rng::{Purpose, below, stream};
 use super::trainer::TrainerConfig;
-use crate::example::ExampleId;
+use crate::example::{ExampleId, mix};
+use crate::replay::{Memory, Policy};
 
 /// A set of example ids as ranges, which stays small where ids come in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,88 +53,14 @@ impl Lineage {
         self.ranges.is_empty()
     }
 
+    /// Every id, ascending.
+    pub fn ids(&self) -> impl Iterator<Item = ExampleId> + '_ {
+        self.ranges.iter().flat_map(|&(first, last)| first..=last).map(ExampleId)
+    }
+
     /// First and last id of each range, ascending.
     pub fn ranges(&self) -> &[(u64, u64)] {
         &self.ranges
-    }
-}
-
-/// The examples that are replayed: a reservoir sample of everything learned in earlier runs.
-///
-/// Each of `seen` examples is in it with the same probability. An example is offered once, when the run that first
-/// learned it is over.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Memory {
-    capacity: usize,
-    seen: u64,
-    slots: Vec<u64>,
-}
-
-impl Memory {
-    /// An empty memory of at most `capacity` examples.
-    pub fn new(capacity: usize) -> Self {
-        Self { capacity, seen: 0, slots: Vec::new() }
-    }
-
-    /// The remembered ids, in the order of their slots.
-    pub fn ids(&self) -> impl ExactSizeIterator<Item = ExampleId> + '_ {
-        self.slots.iter().map(|id| ExampleId(*id))
-    }
-
-    /// How many examples were offered so far.
-    pub fn seen(&self) -> u64 {
-        self.seen
-    }
-
-    /// Examples it can hold.
-    pub fn capacity(&self) -> usize {
-        self.capacity
-    }
-
-    /// Changes the room; of too many examples those in the last slots go.
-    pub fn set_capacity(&mut self, capacity: usize) {
-        self.capacity = capacity;
-        self.slots.truncate(capacity);
-    }
-
-    /// Offers examples after run `run`, in this order.
-    ///
-    /// # Source
-    /// Vitter, "Random Sampling with a Reservoir" (1985), algorithm R.
-    pub fn offer(&mut self, ids: impl IntoIterator<Item = ExampleId>, seed: u64, run: u64) {
-        let mut rng = stream(seed, Purpose::Memory, run, 0);
-        for ExampleId(id) in ids {
-            self.seen += 1;
-            if self.slots.len() < self.capacity {
-                self.slots.push(id);
-                continue;
-            }
-            let slot = below(&mut rng, self.seen) as usize;
-            if let Some(replaced) = self.slots.get_mut(slot) {
-                *replaced = id;
-            }
-        }
-    }
-
-    /// `count` different remembered examples, or as many as there are, none for which `is_excluded`. Pure in the memory,
-    /// the seed, the run and the step.
-    pub fn draw(
-        &self,
-        count: usize,
-        is_excluded: impl Fn(ExampleId) -> bool,
-        seed: u64,
-        run: u64,
-        step: u64,
-    ) -> Vec<ExampleId> {
-        let mut rng = stream(seed, Purpose::Replay, run, step);
-        let mut left: Vec<ExampleId> = self.ids().filter(|id| !is_excluded(*id)).collect();
-        let count = count.min(left.len());
-        for drawn in 0..count {
-            let other = drawn + below(&mut rng, (left.len() - drawn) as u64) as usize;
-            left.swap(drawn, other);
-        }
-        left.truncate(count);
-        left
     }
 }
 
@@ -197,9 +123,11 @@ impl Run {
         schedule.examples_of_step(step).into_iter().map(|index| self.ids[index]).collect()
     }
 
-    /// How many examples are replayed beside `new` ones.
-    pub fn replayed_beside(&self, new: usize) -> usize {
-        (self.settings.method.replay_ratio() * new as f64).round() as usize
+    /// What the next step replays from `memory` beside `new` examples, none of which is in `exclude`.
+    pub fn draw(&self, memory: &Memory, new: usize, exclude: &[ExampleId]) -> Vec<ExampleId> {
+        let count = (self.settings.method.replay_ratio() * new as f64).round() as usize;
+        // Runs of one session draw independently.
+        memory.draw(count, mix(self.settings.seed ^ mix(self.number)), self.steps_done, exclude)
     }
 }
 
@@ -220,13 +148,13 @@ pub struct History {
 
 impl History {
     /// Nothing learned.
-    pub fn new(memory_examples: usize) -> Self {
+    pub fn new(policy: Policy, memory_examples: u32) -> Self {
         Self {
             steps: 0,
             run: None,
             lineage: Lineage::default(),
             fresh: Lineage::default(),
-            memory: Memory::new(memory_examples),
+            memory: Memory::new(policy, memory_examples),
         }
     }
 
@@ -242,8 +170,21 @@ impl History {
     }
 
     /// Begins a run over `ids`. What the run before it learned, finished or given up, can be replayed from now on.
-    pub fn begin(&mut self, settings: RunSettings, ids: Vec<ExampleId>, steps_total: u64) {
-        self.remember();
+    ///
+    /// `task_of` tells the task of an example that is still stored.
+    pub fn begin<'a>(
+        &mut self,
+        settings: RunSettings,
+        ids: Vec<ExampleId>,
+        steps_total: u64,
+        task_of: impl Fn(ExampleId) -> Option<&'a str>,
+    ) {
+        let seed = settings.seed;
+        for id in std::mem::take(&mut self.fresh).ids() {
+            if let Some(task) = task_of(id) {
+                self.memory.insert(id, task, seed);
+            }
+        }
         let number = self.run_number() + 1;
         self.run = Some(Run { number, settings, ids, steps_total, steps_done: 0 });
     }
@@ -269,12 +210,19 @@ impl History {
         }
     }
 
-    /// Offers to the memory what the run in hand has learned for the first time.
-    fn remember(&mut self) {
-        let Some(run) = &self.run else { return };
-        let fresh = std::mem::take(&mut self.fresh);
-        let ids = fresh.ranges().iter().flat_map(|&(first, last)| first..=last).map(ExampleId);
-        self.memory.offer(ids, run.settings.seed, run.number);
+    /// Gives the memory another policy or capacity: it then holds what it would if it had had them from the beginning.
+    pub fn set_memory<'a>(
+        &mut self,
+        policy: Policy,
+        capacity: u32,
+        seed: u64,
+        task_of: impl Fn(ExampleId) -> Option<&'a str>,
+    ) {
+        if (self.memory.policy(), self.memory.capacity()) == (policy, capacity) {
+            return;
+        }
+        let learned = self.lineage.ids().filter(|id| !self.fresh.contains(*id));
+        self.memory = Memory::rebuild(policy, capacity, seed, learned.filter_map(|id| Some((id, task_of(id)?))));
     }
 }
 
@@ -286,10 +234,11 @@ mod tests {
 
     use super::*;
     use crate::learn::Er;
+    use crate::learn::rng::{Purpose, stream};
 
     #[test]
     fn ranges_are_the_set_that_was_inserted() {
-        let mut rng = stream(3, Purpose::Memory, 0, 0);
+        let mut rng = stream(3, Purpose::Test, 0, 0);
         for _ in 0..300 {
             let (mut ranges, mut set) = (Lineage::default(), BTreeSet::new());
             for _ in 0..rng.next_u32() % 40 {
@@ -307,60 +256,57 @@ mod tests {
         assert!(ends.contains(ExampleId(u64::MAX)) && !ends.contains(ExampleId(1)));
     }
 
-    #[test]
-    fn every_example_is_remembered_as_likely_as_any_other() {
-        let mut counts = [0u32; 12];
-        for seed in 0..3000 {
-            let mut memory = Memory::new(4);
-            memory.offer((0..5).map(ExampleId), seed, 1);
-            memory.offer((5..12).map(ExampleId), seed, 2);
-            assert_eq!((memory.slots.len(), memory.seen()), (4, 12));
-            memory.ids().for_each(|id| counts[id.0 as usize] += 1);
-        }
-        // 3000 memories of a third of all: the standard deviation of a count is 26; five of them.
-        assert!(counts.iter().all(|count| count.abs_diff(1000) < 130), "{counts:?}");
-    }
-
-    #[test]
-    fn a_draw_has_no_example_twice_and_none_that_is_excluded() {
-        let mut memory = Memory::new(10);
-        memory.offer((0..10).map(ExampleId), 1, 1);
-        for step in 0..50 {
-            let drawn = memory.draw(6, |id| id.0 < 3, 1, 2, step);
-            assert_eq!(drawn.iter().collect::<BTreeSet<_>>().len(), 6);
-            assert!(drawn.iter().all(|id| id.0 >= 3));
-            assert_eq!(drawn, memory.draw(6, |id| id.0 < 3, 1, 2, step));
-        }
-        assert_eq!(memory.draw(20, |_| false, 1, 2, 0).len(), 10);
-        assert_ne!(memory.draw(6, |_| false, 1, 2, 0), memory.draw(6, |_| false, 1, 2, 1));
-        assert_eq!(Memory::new(0).draw(3, |_| false, 1, 1, 1), []);
-    }
-
     fn settings(examples: Examples) -> RunSettings {
         let (method, trainer) = (Method::Er(Er::DEFAULT), TrainerConfig::default());
         RunSettings { examples, method, trainer, batch_rows: 2, seed: 1 }
     }
 
+    fn task(id: ExampleId) -> Option<&'static str> {
+        (id.0 != 9).then_some("task")
+    }
+
     #[test]
     fn what_a_run_learned_is_remembered_when_the_next_begins_even_if_it_was_given_up() {
-        let mut history = History::new(10);
+        let mut history = History::new(Policy::Reservoir, 10);
         let ids: Vec<ExampleId> = (1..=4).map(ExampleId).collect();
-        history.begin(settings(Examples::NotYetLearned(None)), ids, 2);
+        history.begin(settings(Examples::NotYetLearned(None)), ids, 2, task);
         history.step_done(&[ExampleId(3), ExampleId(1)]);
         assert_eq!(history.memory.seen(), 0, "a run does not replay its own examples");
-        history.begin(settings(Examples::NotYetLearned(None)), vec![ExampleId(2), ExampleId(3)], 1);
+        history.begin(settings(Examples::NotYetLearned(None)), vec![ExampleId(2), ExampleId(3)], 1, task);
         assert_eq!(history.memory.ids().collect::<Vec<_>>(), [ExampleId(1), ExampleId(3)]);
         history.step_done(&[ExampleId(2), ExampleId(3)]);
-        history.begin(settings(Examples::NotYetLearned(None)), vec![ExampleId(5)], 1);
+        history.begin(settings(Examples::NotYetLearned(None)), vec![ExampleId(5)], 1, task);
         assert_eq!(history.memory.ids().collect::<Vec<_>>(), [ExampleId(1), ExampleId(3), ExampleId(2)]);
+        let remembered = history.memory.clone();
+        history.set_memory(Policy::Reservoir, 10, 1, task);
+        assert_eq!(history.memory, remembered, "the same settings change nothing");
+        history.set_memory(Policy::Reservoir, 2, 1, task);
+        assert_eq!(history.memory.len(), 2);
         assert_eq!((history.run_number(), history.steps, history.lineage.len()), (3, 2, 3));
     }
 
     #[test]
+    fn a_step_replays_neither_what_it_learns_nor_what_is_gone() {
+        let mut history = History::new(Policy::Reservoir, 10);
+        history.begin(settings(Examples::NotYetLearned(None)), (1..=9).map(ExampleId).collect(), 5, task);
+        (1..=9).for_each(|id| history.step_done(&[ExampleId(id)]));
+        history.begin(settings(Examples::NotYetLearned(None)), vec![ExampleId(20)], 5, task);
+        let run = history.run.clone().unwrap();
+        let drawn = run.draw(&history.memory, 20, &[ExampleId(1)]);
+        assert_eq!(drawn.len(), 7, "of nine, one is learned now and one is stored no more");
+        assert!(!drawn.contains(&ExampleId(1)) && !drawn.contains(&ExampleId(9)));
+        let later = Run { steps_done: 1, ..run.clone() };
+        let next = Run { number: 3, ..run.clone() };
+        assert_eq!(drawn, run.draw(&history.memory, 20, &[ExampleId(1)]));
+        assert_ne!(drawn, later.draw(&history.memory, 20, &[ExampleId(1)]));
+        assert_ne!(drawn, next.draw(&history.memory, 20, &[ExampleId(1)]));
+    }
+
+    #[test]
     fn a_run_resumes_only_under_its_own_settings() {
-        let mut history = History::new(10);
+        let mut history = History::new(Policy::Reservoir, 10);
         let these = || settings(Examples::These(vec![ExampleId(1)]));
-        history.begin(these(), vec![ExampleId(1)], 5);
+        history.begin(these(), vec![ExampleId(1)], 5, task);
         assert!(history.resumable(&these(), |_| 5).is_some());
         assert!(history.resumable(&these(), |_| 6).is_none());
         assert!(history.resumable(&RunSettings { seed: 2, ..these() }, |_| 5).is_none());

@@ -14,7 +14,7 @@ pub(crate) mod rng;
 pub mod trainer;
 
 pub use batch::{Batch, Row, Schedule};
-pub use history::{Examples, History, Lineage, Memory, Run, RunSettings};
+pub use history::{Examples, History, Lineage, Run, RunSettings};
 pub use learners::Learners;
 pub use loss::{ConsistencyForm, HiddenLayers, TokenScope};
 pub use methods::{Cadence, ContinualMethod, Er, Ilora, Method, Moment, Retention, Sequential, SettingError};

@@ -18,6 +18,7 @@ use super::{Learner, Session};
 use crate::device::{self, DeviceChoice};
 use crate::learn::methods::ContinualMethod;
 use crate::learn::{AdamW, History, LearnerState, Method, TrainerConfig};
+use crate::replay::Policy;
 
 /// The model of a session: a file, or one that was opened before.
 #[derive(Debug, Clone)]
@@ -65,7 +66,8 @@ pub struct SessionBuilder {
     pub(super) trainer: TrainerConfig,
     pub(super) context_tokens: usize,
     pub(super) end_token: Option<u32>,
-    pub(super) memory_examples: usize,
+    pub(super) memory_policy: Policy,
+    pub(super) memory_examples: u32,
     pub(super) commit_every_steps: u64,
 }
 
@@ -82,6 +84,7 @@ impl SessionBuilder {
             trainer: TrainerConfig::default(),
             context_tokens: 2048,
             end_token: None,
+            memory_policy: Policy::BalancedReservoir { floor: 10 },
             memory_examples: 500,
             commit_every_steps: 1,
         }
@@ -145,8 +148,14 @@ impl SessionBuilder {
         self
     }
 
+    /// Which examples stay to be replayed when there are more. Default: tasks share the room, none has less than 10.
+    pub fn memory_policy(mut self, policy: Policy) -> Self {
+        self.memory_policy = policy;
+        self
+    }
+
     /// How many examples can be replayed. Default 500.
-    pub fn memory_examples(mut self, examples: usize) -> Self {
+    pub fn memory_examples(mut self, examples: u32) -> Self {
         self.memory_examples = examples;
         self
     }
@@ -180,7 +189,7 @@ impl SessionBuilder {
             None => (Ledger::in_memory(), None),
         };
         let (state, mut history) = self.start(&model, saved)?;
-        history.memory.set_capacity(self.memory_examples);
+        history.set_memory(self.memory_policy, self.memory_examples, self.seed, |id| ledger.task(id));
         Ok(Session {
             context_tokens: self.context_tokens.clamp(1, model.config().max_position_embeddings),
             model: Arc::new(model),
@@ -207,7 +216,7 @@ impl SessionBuilder {
             let lora = self.lora.clone().unwrap_or_default();
             let mut state = LearnerState::new(Adapter::init(model.config(), &lora, self.seed)?);
             state.optimizer = AdamW::new(0);
-            return Ok((state, History::new(self.memory_examples)));
+            return Ok((state, History::new(self.memory_policy, self.memory_examples)));
         };
         let found = state.fast.config();
         match &self.lora {

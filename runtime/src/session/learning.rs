@@ -86,7 +86,7 @@ impl Session {
         let ids = self.waiting(&request.examples)?;
         let steps_total = request.steps_total(ids.len());
         log::info!("run {}: {} examples, {steps_total} steps", self.history.run_number() + 1, ids.len());
-        self.history.begin(settings, ids, steps_total);
+        self.history.begin(settings, ids, steps_total, |id| self.ledger.task(id));
         self.state.optimizer = AdamW::new(self.state.fast.values().len());
         Ok(())
     }
@@ -175,9 +175,10 @@ impl Session {
 
     /// What is replayed beside `new_ids` in the next step; nothing that was removed since it was remembered.
     fn replayed_ids(&self, run: &Run, new_ids: &[ExampleId]) -> Vec<ExampleId> {
-        let is_excluded = |id: ExampleId| new_ids.contains(&id) || !self.ledger.contains(id);
-        let count = run.replayed_beside(new_ids.len());
-        self.history.memory.draw(count, is_excluded, run.settings.seed, run.number, run.steps_done)
+        let memory = &self.history.memory;
+        let removed = memory.ids().filter(|id| self.ledger.task(*id).is_none());
+        let exclude: Vec<ExampleId> = new_ids.iter().copied().chain(removed).collect();
+        run.draw(memory, new_ids.len(), &exclude)
     }
 
     fn read_all<'a>(

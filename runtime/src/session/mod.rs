@@ -137,7 +137,7 @@ impl Session {
             examples: self.ledger.len(),
             tokens: self.ledger.tokens(),
             learned: self.history.lineage.len(),
-            remembered: self.history.memory.ids().len() as u64,
+            remembered: self.history.memory.len() as u64,
             steps: self.history.steps,
             run: self.history.run.as_ref().map(RunStatus::of),
             device: self.model.device().name().to_owned(),

@@ -1,0 +1,244 @@
+//! What the log answers when nothing fails, and how it refuses.
+
+use super::*;
+use crate::storage::sim::Tear;
+
+#[test]
+fn an_empty_medium_is_an_empty_log() {
+    let (mut log, report) = open(SimFlash::<8, 512>::new(2), 1);
+    assert_eq!((report.records, report.segments), (0, 0));
+    assert!(report.dropped.is_empty());
+    assert!(log.is_empty() && log.tokens() == 0 && log.bytes() == 0);
+    assert_eq!(log.append(&[]).unwrap(), []);
+    assert!(log.verify().unwrap().is_ok());
+    let nothing = log.into_medium();
+    assert_eq!(nothing.worked_bytes(), 0, "opening writes nothing");
+}
+
+#[test]
+fn a_batch_is_one_frame_and_one_sync() {
+    let (mut log, _) = open(SimFlash::<8, 4096>::new(2), 1);
+    let before = log.medium().syncs();
+    let batch: Vec<Example> = (0..16).map(example).collect();
+    log.append(&batch).unwrap();
+    assert_eq!(log.medium().syncs() - before, 1);
+    let (_, report) = open(log.into_medium(), 1);
+    assert_eq!((report.frames, report.records), (1, 16));
+}
+
+#[test]
+fn a_batch_larger_than_a_segment_takes_several() {
+    let (mut log, _) = open(SimFlash::<8, 512>::new(16), 1);
+    let batch: Vec<Example> = (0..60).map(example).collect();
+    let ids = log.append(&batch).unwrap();
+    assert_eq!(ids.len(), 60);
+    let live: BTreeMap<_, _> = ids.iter().copied().zip(&batch).collect();
+    check_contents(&mut log, &live);
+    let (mut log, report) = open(log.into_medium(), 1);
+    assert!(report.segments > 3 && report.dropped.is_empty());
+    check_contents(&mut log, &live);
+}
+
+#[test]
+fn the_longest_example_fits_a_segment_of_the_file_medium() {
+    let longest = vec![u32::MAX; crate::example::MAX_EXAMPLE_TOKENS - 2];
+    let example = Example::new(&[1], &longest, 2, &"t".repeat(64), u64::MAX).unwrap();
+    let (mut log, _) = open(SimFlash::<8, 65536>::new(2), 1);
+    let ids = log.append(&[example.clone(), example.clone()]).unwrap();
+    assert_eq!(log.read(ids[1]).unwrap(), example);
+}
+
+#[test]
+fn too_large_and_full_are_told_apart_and_change_nothing() {
+    let (mut log, _) = open(SimFlash::<8, 256>::new(2), 1);
+    let large = Example::new(&[1], &[u32::MAX; 60], 2, "t", 0).unwrap();
+    let refused = log.append(&[example(1), large.clone()]).unwrap_err();
+    let ReplayError::TooLarge {
+        position,
+        bytes,
+        limit_bytes,
+    } = refused
+    else {
+        panic!("{refused}")
+    };
+    assert_eq!((position, limit_bytes), (1, 256 - 120));
+    assert!(bytes > limit_bytes);
+    assert!(log.is_empty());
+
+    let mut stored = Vec::new();
+    let refused = loop {
+        match log.append(&[example(stored.len() as u64)]) {
+            Ok(ids) => stored.extend(ids),
+            Err(error) => break error,
+        }
+    };
+    assert!(
+        matches!(refused, ReplayError::Full { capacity_bytes: 512, needed_bytes } if needed_bytes > 0)
+    );
+    let many: Vec<Example> = (0..40).map(example).collect();
+    let work = log.medium().worked_bytes();
+    assert!(matches!(
+        log.append(&many).unwrap_err(),
+        ReplayError::Full { .. }
+    ));
+    assert_eq!(log.medium().worked_bytes(), work);
+    // Full is not dead: what fits is still taken.
+    let (log, _) = open(log.into_medium(), 1);
+    assert_eq!(log.len(), stored.len());
+
+    // With segments of two blocks the large one fits.
+    let (mut log, _) = open(SimFlash::<8, 256>::new(4), 2);
+    log.append(&[large]).unwrap();
+}
+
+#[test]
+fn removal_hides_a_record_at_once_and_for_good() {
+    let (mut log, _) = open(SimFlash::<8, 512>::new(4), 1);
+    let batch = [example(1), example(2), example(1)];
+    log.append(&batch).unwrap();
+    assert_eq!(log.contains(batch[0].key()), Some(ExampleId(1)));
+    log.remove(ExampleId(1)).unwrap();
+    assert_eq!(log.contains(batch[0].key()), Some(ExampleId(3)));
+    assert!(matches!(
+        log.read(ExampleId(1)).unwrap_err(),
+        ReplayError::NotFound { id: ExampleId(1) }
+    ));
+    let both = [ExampleId(2), ExampleId(1)];
+    assert!(log.remove_all(&both).is_err());
+    assert_eq!(log.len(), 2, "all or none");
+    let (mut log, report) = open(log.into_medium(), 1);
+    assert_eq!((report.records, log.next_id()), (2, ExampleId(5)));
+    assert!(log.info(ExampleId(1)).is_none());
+    assert_eq!(log.append(&[example(9)]).unwrap(), [ExampleId(5)]);
+}
+
+#[test]
+fn a_failed_sync_ends_the_handle_but_not_the_log() {
+    let mut flash = SimFlash::<8, 512>::new(4).with_cache(64, 3, false);
+    for attempt in 0..8 {
+        let (mut log, report) = open(flash, 1);
+        let kept = log.len();
+        assert!(report.dropped.iter().all(|d| d.reason.is_interruption()));
+        let first = log.append(&[example(attempt)]).unwrap()[0];
+        flash = log.into_medium();
+        flash.fail_next_sync();
+        let failed = ReplayLog::open(&mut flash, &config(1));
+        assert!(matches!(failed, Err(ReplayError::Medium { .. })));
+        let (mut log, _) = open(flash, 1);
+        assert_eq!(log.len(), kept + 1);
+        log.remove(first).unwrap();
+        let mut medium = log.into_medium();
+        let (mut log, _) = ReplayLog::open(&mut medium, &config(1)).unwrap();
+        let _ = log.append(&[]);
+        drop(log);
+        flash = medium;
+    }
+
+    // The sync of an append fails.
+    let (log, _) = open(SimFlash::<8, 512>::new(4), 1);
+    let mut flash = log.into_medium();
+    let (mut log, _) = ReplayLog::open(Wrapped(&mut flash, 1), &config(1)).unwrap();
+    assert!(matches!(
+        log.append(&[example(1)]).unwrap_err(),
+        ReplayError::WriteFailed { doing: "sync", .. }
+    ));
+    assert!(log.is_empty(), "not acknowledged, not listed");
+    for _ in 0..2 {
+        let refused = log.append(&[example(1)]).unwrap_err();
+        assert!(matches!(refused, ReplayError::Dead));
+    }
+}
+
+/// Lets the sync after the first `.1` fail.
+struct Wrapped<'a>(&'a mut SimFlash<8, 512>, u32);
+
+mod wrapped {
+    use super::*;
+    use embedded_storage::nor_flash::{ErrorType, NorFlash, ReadNorFlash};
+
+    impl ErrorType for Wrapped<'_> {
+        type Error = SimError;
+    }
+    impl ReadNorFlash for Wrapped<'_> {
+        const READ_SIZE: usize = 1;
+        fn read(&mut self, offset: u32, bytes: &mut [u8]) -> Result<(), SimError> {
+            self.0.read(offset, bytes)
+        }
+        fn capacity(&self) -> usize {
+            self.0.capacity()
+        }
+    }
+    impl NorFlash for Wrapped<'_> {
+        const WRITE_SIZE: usize = 8;
+        const ERASE_SIZE: usize = 512;
+        fn erase(&mut self, from: u32, to: u32) -> Result<(), SimError> {
+            self.0.erase(from, to)
+        }
+        fn write(&mut self, offset: u32, bytes: &[u8]) -> Result<(), SimError> {
+            self.0.write(offset, bytes)
+        }
+    }
+    impl Medium for Wrapped<'_> {
+        fn sync(&mut self) -> Result<(), SimError> {
+            match self.1.checked_sub(1) {
+                Some(left) => self.1 = left,
+                None => return Err(SimError::SyncFailed),
+            }
+            self.0.sync()
+        }
+    }
+}
+
+#[test]
+fn a_log_made_differently_is_refused() {
+    let (mut log, _) = open(SimFlash::<8, 512>::new(4), 1);
+    log.append(&[example(1)]).unwrap();
+    let image = log.into_medium().image().to_vec();
+
+    let other = LogConfig::new([0xD2; 32]);
+    let refused = ReplayLog::open(SimFlash::<8, 512>::from_image(image.clone()), &other);
+    let Err(ReplayError::OtherTokenizer { expected, found }) = refused else {
+        panic!()
+    };
+    assert_eq!((expected, found), ([0xD2; 32], DIGEST));
+
+    let refused = ReplayLog::open(SimFlash::<8, 512>::from_image(image.clone()), &config(2));
+    assert!(matches!(
+        refused,
+        Err(ReplayError::OtherGeometry {
+            segment_bytes: 512,
+            word_bytes: 8
+        })
+    ));
+    let refused = ReplayLog::open(SimFlash::<16, 512>::from_image(image), &config(1));
+    assert!(matches!(refused, Err(ReplayError::OtherGeometry { .. })));
+
+    let too_small = ReplayLog::open(SimFlash::<8, 64>::new(4), &config(1));
+    assert!(matches!(too_small, Err(ReplayError::Unsuitable { .. })));
+}
+
+#[test]
+fn the_bytes_on_flash_are_these() {
+    // A golden image: if this test fails, the format changed and old logs are unreadable.
+    let (mut log, _) = open(SimFlash::<8, 256>::new(1), 1);
+    let example = Example::new(&[1, 200], &[3], 2, "math", 1_700_000_000).unwrap();
+    log.append(&[example]).unwrap();
+    log.remove(ExampleId(1)).unwrap();
+    let flash = log.into_medium();
+    let hex: String = flash.image()[..192]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    assert_eq!(hex, include_str!("golden_v1.hex").replace('\n', ""));
+}
+
+#[test]
+fn a_log_behind_a_reference_to_its_medium_works_too() {
+    let mut flash = SimFlash::<8, 512>::new(2);
+    let (mut log, _) = ReplayLog::open(&mut flash, &config(1)).unwrap();
+    log.append(&[example(1)]).unwrap();
+    drop(log);
+    flash.cut_after(0, Tear::InOrder);
+    flash.power_on();
+    assert_eq!(open(flash, 1).0.len(), 1);
+}

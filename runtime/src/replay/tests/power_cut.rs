@@ -1,0 +1,250 @@
+//! Power fails at every byte; nothing acknowledged is lost, nothing unknown appears, and the log goes on.
+
+use super::*;
+use crate::storage::sim::Tear;
+
+/// A workload on flash of one geometry.
+struct Case<const W: usize, const B: usize> {
+    blocks: usize,
+    blocks_per_segment: u32,
+    script: Vec<Op>,
+}
+
+/// Where a run was when the power failed.
+struct Interrupted<const W: usize, const B: usize> {
+    flash: SimFlash<W, B>,
+    model: Model,
+    /// Ops that are done, or in flight and recovered.
+    done: usize,
+}
+
+impl<const W: usize, const B: usize> Case<W, B> {
+    /// Runs the ops from `from` on until they are done or the power fails.
+    fn run(
+        &self,
+        flash: SimFlash<W, B>,
+        mut model: Model,
+        from: usize,
+    ) -> Result<SimFlash<W, B>, Box<Interrupted<W, B>>> {
+        let (mut log, _) = open(flash, self.blocks_per_segment);
+        for (at, op) in self.script.iter().enumerate().skip(from) {
+            if let Op::Reopen = op {
+                log = open(log.into_medium(), self.blocks_per_segment).0;
+            }
+            if let Err(error) = model.run(&mut log, op) {
+                assert!(is_power_cut(&error), "{error}");
+                let flash = log.into_medium();
+                return Err(Box::new(self.recover(flash, model, at)));
+            }
+        }
+        check_contents(&mut log, &model.live(model.acknowledged));
+        let report = log.verify().unwrap();
+        assert!(report.is_ok(), "{report:?}");
+        Ok(log.into_medium())
+    }
+
+    /// Turns the power on, checks what is left, and says where to go on.
+    fn recover(&self, mut flash: SimFlash<W, B>, mut model: Model, at: usize) -> Interrupted<W, B> {
+        flash.power_on();
+        let before = model.acknowledged;
+        let (mut log, report) = open(flash, self.blocks_per_segment);
+        for dropped in &report.dropped {
+            assert!(dropped.reason.is_interruption(), "{dropped}");
+        }
+        model.check_recovered(&mut log, false);
+        // A batch within a segment is stored whole or not at all; these scripts have no larger one.
+        let is_stored = model.acknowledged > before;
+        Interrupted {
+            flash: log.into_medium(),
+            model,
+            done: at + usize::from(is_stored),
+        }
+    }
+
+    fn fresh(&self) -> SimFlash<W, B> {
+        SimFlash::new(self.blocks)
+    }
+
+    fn work_bytes(&self) -> u64 {
+        let done = self.run(self.fresh(), Model::default(), 0);
+        let Ok(flash) = done else {
+            panic!("the power failed without a cut")
+        };
+        flash.worked_bytes()
+    }
+
+    /// Cuts at every byte and finishes the script afterwards. Returns the number of runs.
+    fn check_every_cut(&self, tear: Tear) -> u64 {
+        let work_bytes = self.work_bytes();
+        for cut in 0..work_bytes {
+            let mut flash = self.fresh();
+            flash.cut_after(cut, tear);
+            let Err(interrupted) = self.run(flash, Model::default(), 0) else {
+                panic!("no cut at {cut}")
+            };
+            let Interrupted { flash, model, done } = *interrupted;
+            assert!(self.run(flash, model, done).is_ok());
+        }
+        work_bytes
+    }
+
+    /// Cuts at every byte, and in what follows at every byte again. Returns the number of runs.
+    fn check_every_two_cuts(&self, tear: Tear) -> u64 {
+        let mut runs = 0;
+        for cut in 0..self.work_bytes() {
+            let mut flash = self.fresh();
+            flash.cut_after(cut, tear);
+            let Err(first) = self.run(flash, Model::default(), 0) else {
+                panic!("no cut at {cut}")
+            };
+            for second in 0.. {
+                let mut flash = first.flash.clone();
+                flash.cut_after(second, tear);
+                runs += 1;
+                match self.run(flash, first.model.clone(), first.done) {
+                    Ok(_) => break,
+                    Err(interrupted) => {
+                        let Interrupted { flash, model, done } = *interrupted;
+                        assert!(self.run(flash, model, done).is_ok());
+                    }
+                }
+            }
+        }
+        runs
+    }
+}
+
+fn case<const W: usize, const B: usize>(
+    blocks: usize,
+    blocks_per_segment: u32,
+    seed: u64,
+    ops: usize,
+) -> Case<W, B> {
+    Case {
+        blocks,
+        blocks_per_segment,
+        script: script(seed, ops),
+    }
+}
+
+#[test]
+fn a_power_cut_at_any_byte_keeps_every_acknowledged_record() {
+    for tear in [Tear::InOrder, Tear::Scattered(1), Tear::Scattered(2)] {
+        case::<8, 256>(30, 1, 1, 12).check_every_cut(tear);
+        case::<16, 512>(16, 1, 2, 12).check_every_cut(tear);
+        case::<32, 512>(16, 1, 3, 12).check_every_cut(tear);
+        case::<8, 128>(60, 3, 4, 12).check_every_cut(tear);
+        case::<1, 256>(30, 1, 5, 12).check_every_cut(tear);
+    }
+}
+
+#[test]
+fn two_power_cuts_at_any_bytes_keep_every_acknowledged_record() {
+    let runs = case::<8, 256>(4, 1, 11, 1).check_every_two_cuts(Tear::InOrder)
+        + case::<16, 256>(4, 1, 12, 1).check_every_two_cuts(Tear::InOrder)
+        + case::<32, 256>(4, 1, 13, 1).check_every_two_cuts(Tear::InOrder)
+        + case::<8, 256>(4, 1, 14, 1).check_every_two_cuts(Tear::Scattered(3));
+    assert!(runs > 50_000, "only {runs} runs");
+}
+
+/// Several million runs: minutes. `cargo test --release -- --ignored power_cuts_exhaustive --nocapture`
+#[test]
+#[ignore = "takes minutes"]
+fn power_cuts_exhaustive() {
+    let mut runs = 0;
+    for seed in 0..4 {
+        for tear in [Tear::InOrder, Tear::Scattered(seed)] {
+            runs += case::<8, 256>(12, 1, seed, 10).check_every_two_cuts(tear);
+            runs += case::<16, 256>(12, 1, seed, 10).check_every_two_cuts(tear);
+            runs += case::<32, 256>(12, 1, seed, 10).check_every_two_cuts(tear);
+        }
+    }
+    eprintln!("{runs} runs of two cuts each, nothing lost");
+}
+
+/// A random schedule behind a page cache: six cuts, each page torn on its own.
+fn check_cached_schedule(seed: u64, page_bytes: usize, sync_lies: bool) {
+    const BLOCKS: usize = 40;
+    let mut flash = SimFlash::<8, 512>::new(BLOCKS).with_cache(page_bytes, seed, sync_lies);
+    let mut model = Model::default();
+    let mut next = seed << 20;
+    for life in 0..7_u64 {
+        let noise = mix(seed ^ mix(life));
+        if life < 6 {
+            flash.cut_after(noise % 1500, Tear::Scattered(noise));
+        }
+        let (mut log, _) = open(flash, 1);
+        model.check_recovered(&mut log, sync_lies);
+        for _ in 0..12 {
+            let batch = (0..1 + mix(next) % 4).map(|nth| example(next + nth));
+            let op = match mix(next ^ 0xABC) % 5 {
+                0 => Op::Remove(next as usize % 1000),
+                _ => Op::Append(batch.collect()),
+            };
+            next += 4;
+            if let Err(error) = model.run(&mut log, &op) {
+                assert!(is_power_cut(&error), "seed {seed}: {error}");
+                break;
+            }
+        }
+        flash = log.into_medium();
+        if flash.is_powered() {
+            flash.cut_now();
+        }
+        flash.power_on();
+    }
+    let (mut log, _) = open(flash, 1);
+    model.check_recovered(&mut log, sync_lies);
+}
+
+#[test]
+fn pages_written_back_in_any_order_keep_every_acknowledged_record() {
+    for seed in 0..3000 {
+        check_cached_schedule(seed, 64, false);
+        check_cached_schedule(seed, 512, false);
+        check_cached_schedule(seed, 4096, false);
+    }
+}
+
+#[test]
+fn a_sync_that_lies_still_leaves_an_exact_prefix() {
+    for seed in 0..3000 {
+        check_cached_schedule(seed, 64, true);
+        check_cached_schedule(seed, 512, true);
+        check_cached_schedule(seed, 4096, true);
+    }
+}
+
+/// 100,000 schedules of six cuts with honest syncs and as many with lying ones: minutes.
+#[test]
+#[ignore = "takes minutes"]
+fn cached_schedules_many() {
+    for seed in 10_000..60_000 {
+        for page_bytes in [64, 512] {
+            check_cached_schedule(seed, page_bytes, false);
+            check_cached_schedule(seed, page_bytes, true);
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_start_gives_its_segment_back() {
+    let mut flash = SimFlash::<8, 256>::new(2);
+    for life in 0..10 {
+        let (mut log, report) = open(flash, 1);
+        assert_eq!(report.dropped.len(), usize::from(life > 0));
+        log.medium
+            .cut_after(if life == 0 { 130 } else { 256 + 130 }, Tear::InOrder);
+        let error = log.append(&[example(7)]).unwrap_err();
+        assert!(is_power_cut(&error));
+        let again = log.append(&[example(7)]).unwrap_err();
+        assert!(matches!(again, ReplayError::Dead));
+        flash = log.into_medium();
+        flash.power_on();
+    }
+    let (mut log, report) = open(flash, 1);
+    assert!(report.dropped[0].reason.is_interruption());
+    assert_eq!(log.append(&[example(7)]).unwrap(), [ExampleId(1)]);
+    assert_eq!(log.read(ExampleId(1)).unwrap(), example(7));
+    assert_eq!(log.medium().wear()[1].programmed_words, 0);
+}
