@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use mynah::SessionError;
 use mynah::learn::LearnError;
+use mynah::store::StoreError;
 use mynah_models::ComputeError;
 use mynah_models::adapter::AdapterError;
 use mynah_models::error::LoadError;
@@ -61,6 +62,9 @@ pub(crate) enum CliError {
     /// The device failed.
     #[error(transparent)]
     Compute(#[from] ComputeError),
+    /// A store cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// A store that is only to be read is not there.
     #[error("there is no store at {}", path.display())]
     NoStore { path: PathBuf },
@@ -135,6 +139,7 @@ impl CliError {
             }
             Self::Learn(LearnError::Compute(_)) | Self::Compute(_) => "device",
             Self::Learn(_) => "learn",
+            Self::Store(_) => "store",
             Self::NoStore { .. } => "no_store",
             Self::UnknownTask { .. } => "suite",
             Self::Terminal { .. } | Self::TemporaryFolder { .. } => "io",

@@ -9,6 +9,8 @@ extern crate alloc;
 #[cfg(feature = "std")]
 pub mod budget;
 #[cfg(feature = "std")]
+pub mod checkpoint;
+#[cfg(feature = "std")]
 pub mod device;
 pub mod example;
 #[cfg(feature = "std")]
@@ -26,3 +28,17 @@ pub use budget::{Budget, Report, StoppedBy};
 pub use device::DeviceChoice;
 #[cfg(feature = "std")]
 pub use session::{Control, Learner, Session, SessionBuilder, SessionError};
+#[cfg(feature = "std")]
+pub mod store;
+
+// Declared here and not in `storage`, because only this file names features.
+#[cfg(feature = "std")]
+#[path = "storage/file.rs"]
+mod file_flash;
+#[cfg(feature = "std")]
+mod files;
+
+#[cfg(feature = "std")]
+pub use file_flash::{FileError, FileFlash};
+#[cfg(feature = "std")]
+pub use files::lock::{Lock, LockError};
