@@ -14,6 +14,8 @@ mod exp;
 pub(crate) mod head_loss;
 mod microkernel;
 pub(crate) mod packed_linear;
+pub(crate) mod rms_norm;
 pub(crate) mod simd;
+pub(crate) mod swiglu;
 
 pub(crate) use dequantize::dequantize_row;

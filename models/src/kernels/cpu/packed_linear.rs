@@ -132,9 +132,8 @@ fn dot_avx512(a: &[f32], b: &[f32]) -> f32 {
     for (a, b) in a_chunks.iter().zip(b_chunks) {
         for (chain, sum) in sums.iter_mut().enumerate() {
             // SAFETY: chain · 16 + 16 is at most 64; the loads are unaligned.
-            let (a, b) = unsafe {
-                (_mm512_loadu_ps(a.as_ptr().add(chain * 16)), _mm512_loadu_ps(b.as_ptr().add(chain * 16)))
-            };
+            let (a, b) =
+                unsafe { (_mm512_loadu_ps(a.as_ptr().add(chain * 16)), _mm512_loadu_ps(b.as_ptr().add(chain * 16))) };
             *sum = _mm512_fmadd_ps(a, b, *sum);
         }
     }

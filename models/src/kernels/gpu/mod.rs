@@ -7,4 +7,6 @@
 mod device_matrix;
 mod head_loss;
 mod packed_linear;
+mod rms_norm;
 mod rope;
+mod swiglu;
