@@ -4,6 +4,7 @@
 //! dispatches on, the CPU implementation, the rule for the gradient. The implementations for GPUs live in
 //! `kernels/gpu/`. Each operation has a scalar reference that it is tested against.
 
+pub(crate) mod attention;
 mod device_copy;
 pub(crate) mod embedding;
 mod frozen;
@@ -13,6 +14,7 @@ pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub(crate) mod swiglu;
 
+pub(crate) use attention::{Geometry, attention};
 pub(crate) use embedding::embedding;
 pub(crate) use frozen::Frozen;
 pub(crate) use head_loss::token_nll;

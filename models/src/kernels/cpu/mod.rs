@@ -8,8 +8,10 @@
 //! beforehand, and letting threads write disjoint columns of one output.
 #![allow(unsafe_code)]
 
+pub(crate) mod attention;
 mod columns;
 mod dequantize;
+mod dot;
 mod exp;
 pub(crate) mod head_loss;
 mod microkernel;
