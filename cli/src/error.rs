@@ -4,7 +4,9 @@ use std::error::Error as _;
 use std::path::PathBuf;
 
 use mynah::SessionError;
+use mynah::generate::GenerateError;
 use mynah::learn::LearnError;
+use mynah::store::StoreError;
 use mynah_models::ComputeError;
 use mynah_models::adapter::AdapterError;
 use mynah_models::error::LoadError;
@@ -61,6 +63,9 @@ pub(crate) enum CliError {
     /// The device failed.
     #[error(transparent)]
     Compute(#[from] ComputeError),
+    /// A store cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// A store that is only to be read is not there.
     #[error("there is no store at {}", path.display())]
     NoStore { path: PathBuf },
@@ -135,6 +140,7 @@ impl CliError {
             }
             Self::Learn(LearnError::Compute(_)) | Self::Compute(_) => "device",
             Self::Learn(_) => "learn",
+            Self::Store(_) => "store",
             Self::NoStore { .. } => "no_store",
             Self::UnknownTask { .. } => "suite",
             Self::Terminal { .. } | Self::TemporaryFolder { .. } => "io",
@@ -185,6 +191,9 @@ impl CliError {
             Self::Suite(SuiteError::Read { .. } | SuiteError::Manifest { .. }) => Some(
                 "a suite is a folder with suite.json and, per task, a folder with train, valid and test.jsonl".into(),
             ),
+            Self::Session(error) => session_cure(error).map(str::to_owned),
+            Self::Load(_) | Self::Tokenizer(_) => Some(MODEL_CURE.to_owned()),
+            Self::Learn(LearnError::NotFinite { .. }) => Some(RATE_CURE.to_owned()),
             _ => None,
         }
     }
@@ -209,6 +218,25 @@ impl ErrorDocument {
     pub(crate) fn new(kind: &'static str, message: String, cure: Option<String>) -> Self {
         Self { error: ErrorBody { kind, message, cure } }
     }
+}
+
+const MODEL_CURE: &str =
+    "give a whole GGUF file, version 3, of a llama, qwen2 or qwen3 model; `mynah pull` fetches one";
+const RATE_CURE: &str = "learn with a lower --learning-rate";
+
+fn session_cure(error: &SessionError) -> Option<&'static str> {
+    Some(match error {
+        SessionError::Load(_) | SessionError::Tokenizer(_) => MODEL_CURE,
+        SessionError::Generate(GenerateError::EmptyPrompt) => "give a prompt with some text in it",
+        SessionError::Generate(GenerateError::PromptTooLong { .. }) => "shorten the prompt",
+        SessionError::Learn(LearnError::NotFinite { .. }) => RATE_CURE,
+        SessionError::NothingToLearn { .. } => {
+            "teach something first, with `mynah learn FILE` or with /teach in a chat"
+        }
+        SessionError::OtherLora { .. } => "leave out --rank and --alpha, or learn into another store",
+        SessionError::TextTooShort { .. } => "give a longer text, or a larger --tokens",
+        _ => return None,
+    })
 }
 
 fn known_names() -> String {

@@ -50,8 +50,9 @@ fn main() -> ExitCode {
     interrupt::install();
     let output = Output::new(cli.options.json);
     let outcome = cli.options.start_threads().and_then(|()| commands::run(&cli.command, &cli.options, output));
-    let Err(error) = outcome else {
-        return ExitCode::SUCCESS;
+    let error = match outcome {
+        Ok(code) => return code,
+        Err(error) => error,
     };
     if output.is_json() {
         report(output, &error.document());

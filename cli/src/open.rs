@@ -1,6 +1,7 @@
 //! A session as the options of a verb describe it, and what is seen of its long work.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
@@ -40,12 +41,17 @@ impl From<LearnerChoice> for Learner {
     }
 }
 
+/// The model file that `-m` names.
+pub(crate) fn gguf(model: &str) -> Result<Arc<Gguf>, CliError> {
+    Ok(match model_cache::resolve(model)? {
+        ModelSource::File(path) => Gguf::open(&path)?,
+        ModelSource::Embedded(bytes) => Gguf::from_bytes(bytes)?,
+    })
+}
+
 /// A builder with the model, the device and the seed set.
 pub(crate) fn builder(model: &str, options: &Options) -> Result<SessionBuilder, CliError> {
-    let builder = match model_cache::resolve(model)? {
-        ModelSource::File(path) => Session::builder(path),
-        ModelSource::Embedded(bytes) => Session::builder(Gguf::from_bytes(bytes)?),
-    };
+    let builder = Session::builder(gguf(model)?);
     let device = match options.device {
         DeviceChoice::Cpu => mynah::DeviceChoice::Cpu,
         DeviceChoice::Gpu => mynah::DeviceChoice::Gpu,

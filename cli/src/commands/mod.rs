@@ -9,7 +9,10 @@ mod generate;
 mod learn;
 mod perplexity;
 pub(crate) mod pull;
+mod store;
 mod tokenize;
+
+use std::process::ExitCode;
 
 use crate::error::CliError;
 use crate::options::Options;
@@ -26,22 +29,25 @@ pub(crate) enum Command {
     Chat(chat::ChatArgs),
     Learn(learn::LearnArgs),
     Eval(eval::EvalArgs),
+    Store(store::StoreArgs),
     Adapter(adapter::AdapterArgs),
     Bench(bench::BenchArgs),
 }
 
 /// Runs the verb that was asked for.
-pub(crate) fn run(command: &Command, options: &Options, output: Output) -> Result<(), CliError> {
+pub(crate) fn run(command: &Command, options: &Options, output: Output) -> Result<ExitCode, CliError> {
     match command {
-        Command::Demo(args) => demo::run(args, options, output),
-        Command::Pull(args) => pull::run(args, output),
-        Command::Generate(args) => generate::run(args, options, output),
-        Command::Tokenize(args) => tokenize::run(args, output),
-        Command::Perplexity(args) => perplexity::run(args, options, output),
-        Command::Chat(args) => chat::run(args, options, output),
-        Command::Learn(args) => learn::run(args, options, output),
-        Command::Eval(args) => eval::run(args, options, output),
-        Command::Adapter(args) => adapter::run(args, options, output),
-        Command::Bench(args) => bench::run(args, options, output),
+        Command::Demo(args) => demo::run(args, options, output)?,
+        Command::Pull(args) => pull::run(args, output)?,
+        Command::Generate(args) => generate::run(args, options, output)?,
+        Command::Tokenize(args) => tokenize::run(args, output)?,
+        Command::Perplexity(args) => perplexity::run(args, options, output)?,
+        Command::Chat(args) => chat::run(args, options, output)?,
+        Command::Learn(args) => learn::run(args, options, output)?,
+        Command::Eval(args) => eval::run(args, options, output)?,
+        Command::Store(args) => return store::run(args, output),
+        Command::Adapter(args) => adapter::run(args, options, output)?,
+        Command::Bench(args) => bench::run(args, options, output)?,
     }
+    Ok(ExitCode::SUCCESS)
 }

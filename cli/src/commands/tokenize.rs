@@ -1,12 +1,10 @@
 //! `mynah tokenize`: text on standard input becomes token ids.
 
 use mynah_models::tokenizer::{ParseSpecial, Tokenizer};
-use mynah_models::weights::Gguf;
 use serde::Serialize;
 
 use crate::error::CliError;
-use crate::model_cache::{self, ModelSource};
-use crate::open::ModelArg;
+use crate::open::{self, ModelArg};
 use crate::output::Output;
 
 /// Turn text on standard input into token ids.
@@ -32,11 +30,7 @@ struct Document {
 
 /// Runs the verb.
 pub(crate) fn run(args: &TokenizeArgs, output: Output) -> Result<(), CliError> {
-    let gguf = match model_cache::resolve(&args.model.model)? {
-        ModelSource::File(path) => Gguf::open(&path)?,
-        ModelSource::Embedded(bytes) => Gguf::from_bytes(bytes)?,
-    };
-    let tokenizer = Tokenizer::from_gguf(&gguf)?;
+    let tokenizer = Tokenizer::from_gguf(&*open::gguf(&args.model.model)?)?;
     let text = std::io::read_to_string(std::io::stdin().lock()).map_err(|source| CliError::Stdin { source })?;
     let parse = if args.special { ParseSpecial::Yes } else { ParseSpecial::No };
     let document = Document { ids: tokenizer.encode(&text, parse) };

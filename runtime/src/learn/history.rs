@@ -45,12 +45,18 @@ impl Lineage {
 
     /// How many ids are in it.
     pub fn len(&self) -> u64 {
-        self.ranges.iter().map(|(first, last)| last - first + 1).sum()
+        self.ranges.iter().fold(0, |sum: u64, (first, last)| sum.saturating_add((last - first).saturating_add(1)))
     }
 
     /// Whether it has none.
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
+    }
+
+    /// Whether the ranges are as promised; of what was read from a file.
+    pub(crate) fn is_sound(&self) -> bool {
+        let are_apart = |pair: &[(u64, u64)]| pair[0].1 < u64::MAX && pair[0].1 + 1 < pair[1].0;
+        self.ranges.iter().all(|(first, last)| first <= last) && self.ranges.windows(2).all(are_apart)
     }
 
     /// Every id, ascending.
@@ -210,19 +216,37 @@ impl History {
         }
     }
 
-    /// Gives the memory another policy or capacity: it then holds what it would if it had had them from the beginning.
+    /// Gives the memory another policy or capacity: of the `stored` examples, oldest first, it then holds what it would if
+    /// they had been learned in this order under the new one.
     pub fn set_memory<'a>(
         &mut self,
         policy: Policy,
         capacity: u32,
         seed: u64,
-        task_of: impl Fn(ExampleId) -> Option<&'a str>,
+        stored: impl IntoIterator<Item = (ExampleId, &'a str)>,
     ) {
-        if (self.memory.policy(), self.memory.capacity()) == (policy, capacity) {
-            return;
+        if (self.memory.policy(), self.memory.capacity()) != (policy, capacity) {
+            let is_offered = |id| self.lineage.contains(id) && !self.fresh.contains(id);
+            let offered = stored.into_iter().filter(|(id, _)| is_offered(*id));
+            self.memory = Memory::rebuild(policy, capacity, seed, offered);
         }
-        let learned = self.lineage.ids().filter(|id| !self.fresh.contains(*id));
-        self.memory = Memory::rebuild(policy, capacity, seed, learned.filter_map(|id| Some((id, task_of(id)?))));
+    }
+
+    /// Whether its parts agree with each other; of what was read from a file.
+    ///
+    /// # Errors
+    /// Names the part that is wrong.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        let unless = |holds: bool, what| if holds { Ok(()) } else { Err(what) };
+        unless(self.lineage.is_sound() && self.fresh.is_sound(), "ranges of examples")?;
+        unless(self.memory.is_sound(), "the memory")?;
+        let ids = self.run.as_ref().map_or(0, |run| run.ids.len() as u64);
+        unless(self.fresh.len() <= ids, "more examples learned than the run has")?;
+        let Some(run) = &self.run else { return Ok(()) };
+        let RunSettings { method, trainer, batch_rows, .. } = &run.settings;
+        unless(!run.ids.is_empty() && *batch_rows > 0, "a run without examples")?;
+        unless(run.steps_done <= run.steps_total && run.number < u64::MAX, "more steps done than there are")?;
+        unless(method.check().is_ok() && trainer.check().is_ok(), "settings out of range")
     }
 }
 
@@ -278,10 +302,11 @@ mod tests {
         history.begin(settings(Examples::NotYetLearned(None)), vec![ExampleId(5)], 1, task);
         assert_eq!(history.memory.ids().collect::<Vec<_>>(), [ExampleId(1), ExampleId(3), ExampleId(2)]);
         let remembered = history.memory.clone();
-        history.set_memory(Policy::Reservoir, 10, 1, task);
+        let stored = || (1..=5).map(|id| (ExampleId(id), "task"));
+        history.set_memory(Policy::Reservoir, 10, 1, stored());
         assert_eq!(history.memory, remembered, "the same settings change nothing");
-        history.set_memory(Policy::Reservoir, 2, 1, task);
-        assert_eq!(history.memory.len(), 2);
+        history.set_memory(Policy::Reservoir, 2, 1, stored());
+        assert_eq!((history.memory.len(), history.memory.seen()), (2, 3));
         assert_eq!((history.run_number(), history.steps, history.lineage.len()), (3, 2, 3));
     }
 

@@ -178,6 +178,17 @@ impl Memory {
         self.slots.iter().any(|slot| slot.id == id)
     }
 
+    /// Whether its parts agree with each other; of what was read from a file.
+    #[cfg_attr(not(any(feature = "std", test)), expect(dead_code))]
+    pub(crate) fn is_sound(&self) -> bool {
+        let held = |number| self.slots.iter().filter(|slot| slot.task as usize == number).count();
+        self.seen < u64::MAX / 2
+            && self.tasks.iter().all(|task| task.seen <= self.seen)
+            && self.slots.len() <= self.capacity as usize
+            && self.slots.iter().all(|slot| (slot.task as usize) < self.tasks.len())
+            && self.tasks.iter().enumerate().all(|(at, task)| task.held as usize == held(at))
+    }
+
     /// How many examples of each task are held.
     pub fn tasks(&self) -> impl Iterator<Item = (&str, u32)> {
         self.tasks.iter().map(|task| (task.name.as_str(), task.held))

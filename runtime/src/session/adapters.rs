@@ -6,6 +6,7 @@ use mynah_models::adapter::{BaseIdentity, read_peft, write_peft};
 
 use super::error::SessionError;
 use super::{Learner, Session};
+use crate::checkpoint::RevisionKind;
 use crate::learn::{AdamW, LearnerState};
 
 impl Session {
@@ -29,7 +30,7 @@ impl Session {
         self.state.optimizer = AdamW::new(0);
         self.state_version += 1;
         self.history.give_up();
-        self.ledger.commit(&self.state, &self.history, true)?;
+        self.ledger.commit(&self.state, &self.history, RevisionKind::Published)?;
         Ok(imported.base_is_known)
     }
 
@@ -39,8 +40,7 @@ impl Session {
     /// # Errors
     /// [`SessionError::Store`] if there is no such revision, or it is damaged; nothing is changed then.
     pub fn rollback(&mut self, revision: u64) -> Result<(), SessionError> {
-        let saved = self.ledger.load(revision, self.model.config())?;
-        self.ledger.commit(&saved.state, &saved.history, true)?;
+        let saved = self.ledger.rollback(revision, &self.model)?;
         self.state = saved.state;
         self.history = saved.history;
         self.state_version += 1;

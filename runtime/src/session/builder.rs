@@ -11,7 +11,8 @@ use mynah_models::weights::Gguf;
 
 use super::control::Control;
 use super::error::SessionError;
-use super::ledger::{Ledger, Saved};
+use super::ledger::Ledger;
+use super::saved::Saved;
 use super::threads::Threads;
 use super::wording::Wording;
 use super::{Learner, Session};
@@ -59,6 +60,7 @@ pub struct SessionBuilder {
     pub(super) model: ModelSource,
     pub(super) device: DeviceChoice,
     pub(super) store: Option<PathBuf>,
+    pub(super) is_read_only: bool,
     pub(super) threads: usize,
     pub(super) seed: u64,
     pub(super) lora: Option<LoraConfig>,
@@ -77,6 +79,7 @@ impl SessionBuilder {
             model,
             device: DeviceChoice::default(),
             store: None,
+            is_read_only: false,
             threads: 0,
             seed: 0,
             lora: None,
@@ -99,6 +102,12 @@ impl SessionBuilder {
     /// The folder that keeps what is taught and learned; made if it is not there. Default: none, nothing is kept.
     pub fn store(mut self, folder: impl Into<PathBuf>) -> Self {
         self.store = Some(folder.into());
+        self
+    }
+
+    /// Only looks at the store, which must be there: another process may be writing to it. What would change it fails.
+    pub fn read_only(mut self) -> Self {
+        self.is_read_only = true;
         self
     }
 
@@ -185,11 +194,11 @@ impl SessionBuilder {
         let opened = device::open(self.device);
         let model = threads.run(|| Model::load(&gguf, &opened.device))?;
         let (ledger, saved) = match &self.store {
-            Some(folder) => Ledger::open(folder, &model, &wording.tokenizer)?,
+            Some(folder) => Ledger::open(folder, self.is_read_only, &model, &wording.tokenizer)?,
             None => (Ledger::in_memory(), None),
         };
         let (state, mut history) = self.start(&model, saved)?;
-        history.set_memory(self.memory_policy, self.memory_examples, self.seed, |id| ledger.task(id));
+        history.set_memory(self.memory_policy, self.memory_examples, self.seed, ledger.ids_and_tasks());
         Ok(Session {
             context_tokens: self.context_tokens.clamp(1, model.config().max_position_embeddings),
             model: Arc::new(model),

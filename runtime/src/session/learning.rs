@@ -9,6 +9,7 @@ use super::Session;
 use super::control::Phase;
 use super::error::SessionError;
 use crate::budget::{Budget, Meter, Report, StoppedBy, peak_resident_bytes};
+use crate::checkpoint::RevisionKind;
 use crate::example::{Example, ExampleId};
 use crate::learn::{AdamW, Examples, LearnError, Row, Run, RunSettings, SettingError, StepLog, StepRows, Trainer};
 
@@ -115,19 +116,20 @@ impl Session {
                 Ok(log) => call.took(&log),
                 Err(SessionError::Learn(LearnError::Compute(ComputeError::Cancelled))) => break StoppedBy::Cancelled,
                 Err(error) => {
-                    self.commit(call, uncommitted > 0, true)?;
+                    self.commit(call, uncommitted > 0, RevisionKind::Published)?;
                     return Err(error);
                 }
             }
             uncommitted += 1;
             let is_last = self.reason_to_stop(&call.meter).is_some();
             if is_last || uncommitted >= self.commit_every_steps {
-                self.commit(call, true, is_last)?;
+                let kind = if is_last { RevisionKind::Published } else { RevisionKind::Step };
+                self.commit(call, true, kind)?;
                 uncommitted = 0;
             }
         };
         // Steps that were taken before a cancel.
-        self.commit(call, uncommitted > 0, true)?;
+        self.commit(call, uncommitted > 0, RevisionKind::Published)?;
         Ok(stopped_by)
     }
 
@@ -201,13 +203,13 @@ impl Session {
         Ok(())
     }
 
-    /// Commits the state if it is not committed; `is_published`: it ends a call, and is kept longer.
-    fn commit(&mut self, call: &mut Call, is_needed: bool, is_published: bool) -> Result<(), SessionError> {
+    /// Commits the state if that is needed, and tells how far the run is.
+    fn commit(&mut self, call: &mut Call, is_needed: bool, kind: RevisionKind) -> Result<(), SessionError> {
         if let Some(run) = &self.history.run {
             self.control.set_progress(run.steps_done, run.steps_total);
         }
         if is_needed {
-            call.meter.wrote(self.ledger.commit(&self.state, &self.history, is_published)?);
+            call.meter.wrote(self.ledger.commit(&self.state, &self.history, kind)?);
         }
         Ok(())
     }

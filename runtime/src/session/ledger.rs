@@ -3,34 +3,44 @@
 use std::path::Path;
 
 use mynah_models::Model;
-use mynah_models::config::ModelConfig;
 use mynah_models::tokenizer::Tokenizer;
 
+use super::now_unix_s;
+use super::saved::{FAST, MOMENT1, MOMENT2, SLOW, STATE, Saved, SavedError, Sections, decode, encode};
+use crate::checkpoint::{Draft, Identity, Keep, Revision, RevisionKind, SectionData};
 use crate::example::{ContentKey, Example, ExampleId};
 use crate::learn::{History, LearnerState};
+use crate::store::{Store, StoreError, StoreOptions};
 
-/// What a revision holds.
-#[derive(Debug)]
-pub(crate) struct Saved {
-    pub(crate) state: LearnerState,
-    pub(crate) history: History,
-}
+/// Header, table and `state` section of a revision, about.
+const REVISION_OVERHEAD_BYTES: u64 = 4096;
 
 /// Examples or revisions cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LedgerError {
-    /// No such example.
-    #[error("example {id} is not there")]
-    NoExample {
-        /// Its id.
-        id: ExampleId,
-    },
-    /// No such revision.
-    #[error("revision {revision} is not there")]
-    NoRevision {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A sound revision does not hold a learning state of this model.
+    #[error("revision {revision} cannot be used")]
+    Saved {
         /// Its number.
         revision: u64,
+        /// What is wrong with it.
+        #[source]
+        source: SavedError,
+    },
+    /// What learning has come to cannot be written down.
+    #[error(transparent)]
+    Encode(SavedError),
+    /// The session has no store, and so neither this example nor any revision.
+    #[error("there is no {what} {number}: the session has no store")]
+    NoStore {
+        /// `example` or `revision`.
+        what: &'static str,
+        /// Its number.
+        number: u64,
     },
 }
 
@@ -39,6 +49,8 @@ pub enum LedgerError {
 pub(crate) enum Ledger {
     /// Kept as long as the session lives; ids count from 1. Revisions are not kept: the session has the newest state.
     Memory(Vec<Example>),
+    /// Kept in a folder.
+    Store(Box<Store>),
 }
 
 impl Ledger {
@@ -46,8 +58,27 @@ impl Ledger {
         Self::Memory(Vec::new())
     }
 
-    pub(crate) fn open(_: &Path, _: &Model, _: &Tokenizer) -> Result<(Self, Option<Saved>), LedgerError> {
-        Ok((Self::in_memory(), None))
+    /// Opens the store in `folder`, and what its newest revision holds.
+    ///
+    /// # Errors
+    /// [`LedgerError::Store`] if it cannot be opened or is another model's; [`LedgerError::Saved`].
+    pub(crate) fn open(
+        folder: &Path,
+        is_read_only: bool,
+        model: &Model,
+        tokenizer: &Tokenizer,
+    ) -> Result<(Self, Option<Saved>), LedgerError> {
+        let identity = Identity { base_digest: model.digest(), tokenizer_digest: tokenizer.digest() };
+        let (store, _) = if is_read_only {
+            let opened = Store::open_read(folder)?;
+            check_identity(&opened.0, &identity)?;
+            opened
+        } else {
+            Store::create_or_open(folder, &identity, &StoreOptions::default(), now_unix_s())?
+        };
+        let newest = store.revisions.newest().map(|info| info.number);
+        let saved = newest.map(|number| load(&store, number, model)).transpose()?;
+        Ok((Self::Store(Box::new(store)), saved))
     }
 
     pub(crate) fn append(&mut self, examples: &[Example]) -> Result<Vec<ExampleId>, LedgerError> {
@@ -57,14 +88,17 @@ impl Ledger {
                 kept.extend_from_slice(examples);
                 Ok((first..=kept.len() as u64).map(ExampleId).collect())
             }
+            Self::Store(store) => Ok(store.replay.append(examples).map_err(StoreError::from)?),
         }
     }
 
+    /// The example with this content that was stored first.
     pub(crate) fn find(&self, key: ContentKey) -> Option<ExampleId> {
         match self {
             Self::Memory(kept) => {
                 kept.iter().position(|example| example.key() == key).map(|at| ExampleId(at as u64 + 1))
             }
+            Self::Store(store) => store.replay.contains(key),
         }
     }
 
@@ -72,6 +106,7 @@ impl Ledger {
     pub(crate) fn task(&self, id: ExampleId) -> Option<&str> {
         match self {
             Self::Memory(kept) => Some(kept.get((id.0 as usize).checked_sub(1)?)?.task()),
+            Self::Store(store) => Some(store.replay.info(id)?.task),
         }
     }
 
@@ -79,8 +114,10 @@ impl Ledger {
         match self {
             Self::Memory(kept) => {
                 let at = (id.0 as usize).checked_sub(1);
-                at.and_then(|at| kept.get(at)).cloned().ok_or(LedgerError::NoExample { id })
+                let found = at.and_then(|at| kept.get(at)).cloned();
+                found.ok_or(LedgerError::NoStore { what: "example", number: id.0 })
             }
+            Self::Store(store) => Ok(store.replay.read(id).map_err(StoreError::from)?),
         }
     }
 
@@ -90,50 +127,114 @@ impl Ledger {
             Self::Memory(kept) => {
                 Box::new(kept.iter().enumerate().map(|(at, example)| (ExampleId(at as u64 + 1), example.task())))
             }
+            Self::Store(store) => Box::new(store.replay.iter().map(|info| (info.id, info.task))),
         }
     }
 
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Memory(kept) => kept.len() as u64,
+            Self::Store(store) => store.replay.len() as u64,
         }
     }
 
     pub(crate) fn tokens(&self) -> u64 {
         match self {
             Self::Memory(kept) => kept.iter().map(|example| example.tokens().len() as u64).sum(),
+            Self::Store(store) => store.replay.tokens(),
         }
     }
 
     pub(crate) fn bytes(&self) -> u64 {
         match self {
             Self::Memory(_) => 0,
+            Self::Store(store) => store.replay.bytes() + store.revisions.bytes(),
         }
     }
 
-    pub(crate) fn revision(&self) -> Option<u64> {
+    /// The store, where there is one.
+    pub(crate) fn store(&self) -> Option<&Store> {
         match self {
             Self::Memory(_) => None,
+            Self::Store(store) => Some(store),
         }
+    }
+
+    /// Number of the newest revision.
+    pub(crate) fn revision(&self) -> Option<u64> {
+        self.store()?.revisions.newest().map(|info| info.number)
     }
 
     /// What the next commit of this state will write, about.
-    pub(crate) fn commit_bytes(&self, _: &LearnerState) -> u64 {
-        match self {
-            Self::Memory(_) => 0,
-        }
+    pub(crate) fn commit_bytes(&self, state: &LearnerState) -> u64 {
+        let values = 2 * state.fast.values().len() + 2 * state.optimizer.first().len();
+        self.store().map_or(0, |_| 4 * values as u64 + REVISION_OVERHEAD_BYTES)
     }
 
-    /// Commits a revision; gives the bytes written.
-    pub(crate) fn commit(&mut self, _: &LearnerState, _: &History, _: bool) -> Result<u64, LedgerError> {
-        match self {
-            Self::Memory(_) => Ok(0),
-        }
+    /// Commits a revision; gives the bytes written. On return it survives a crash. Older revisions go, but for the newest
+    /// two and the newest eight published ones.
+    ///
+    /// # Errors
+    /// [`LedgerError::Store`]; earlier revisions are as they were.
+    pub(crate) fn commit(
+        &mut self,
+        state: &LearnerState,
+        history: &History,
+        kind: RevisionKind,
+    ) -> Result<u64, LedgerError> {
+        let Self::Store(store) = self else { return Ok(0) };
+        let encoded = encode(state, history).map_err(LedgerError::Encode)?;
+        let sections = [
+            (STATE, SectionData::Bytes(&encoded)),
+            (FAST, SectionData::F32(state.fast.values())),
+            (SLOW, SectionData::F32(state.slow.values())),
+            (MOMENT1, SectionData::F32(state.optimizer.first())),
+            (MOMENT2, SectionData::F32(state.optimizer.second())),
+        ];
+        let parent = store.revisions.newest().map(|info| info.number);
+        let draft = Draft { kind, parent, created_unix_s: now_unix_s(), sections: &sections };
+        let committed = store.revisions.commit(&draft).map_err(StoreError::from)?;
+        prune(store);
+        Ok(committed.bytes)
     }
 
-    pub(crate) fn load(&mut self, revision: u64, _: &ModelConfig) -> Result<Saved, LedgerError> {
-        match self {
-            Self::Memory(_) => Err(LedgerError::NoRevision { revision }),
-        }
+    /// Makes an earlier revision the newest again, as a copy; gives what it holds.
+    ///
+    /// # Errors
+    /// [`LedgerError::Store`] if it is not there or damaged, [`LedgerError::Saved`]; nothing is changed then.
+    pub(crate) fn rollback(&mut self, number: u64, model: &Model) -> Result<Saved, LedgerError> {
+        let Self::Store(store) = self else { return Err(LedgerError::NoStore { what: "revision", number }) };
+        let saved = load(store, number, model)?;
+        store.revisions.rollback(number, now_unix_s()).map_err(StoreError::from)?;
+        prune(store);
+        Ok(saved)
     }
+}
+
+/// Removes revisions beyond those that are kept. What is committed is committed, so a failure is only worth a warning.
+fn prune(store: &mut Store) {
+    if let Err(error) = store.revisions.prune(Keep::default()) {
+        log::warn!("old revisions stay: {error}");
+    }
+}
+
+fn check_identity(store: &Store, expected: &Identity) -> Result<(), StoreError> {
+    let (path, found) = (store.path().to_owned(), store.identity());
+    if found.base_digest != expected.base_digest {
+        return Err(StoreError::OtherBase { path, expected: expected.base_digest, found: found.base_digest });
+    }
+    if found.tokenizer_digest != expected.tokenizer_digest {
+        let (expected, found) = (expected.tokenizer_digest, found.tokenizer_digest);
+        return Err(StoreError::OtherTokenizer { path, expected, found });
+    }
+    Ok(())
+}
+
+fn load(store: &Store, revision: u64, model: &Model) -> Result<Saved, LedgerError> {
+    let mut found = store.revisions.load(revision).map_err(StoreError::from)?;
+    let mut values = |name| Revision::take_f32s(&mut found, name).map_err(StoreError::from);
+    let [fast, slow, moment1, moment2] = [values(FAST)?, values(SLOW)?, values(MOMENT1)?, values(MOMENT2)?];
+    let state = found.bytes(STATE).map_err(StoreError::from)?;
+    let sections = Sections { state, fast, slow, moment1, moment2 };
+    decode(sections, model.config()).map_err(|source| LedgerError::Saved { revision, source })
 }

@@ -10,12 +10,14 @@ mod error;
 mod eval;
 mod learning;
 mod ledger;
+mod saved;
 mod serving;
 mod teaching;
 mod threads;
 mod wording;
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use mynah_models::Model;
 use mynah_models::adapter::Adapter;
@@ -27,10 +29,12 @@ pub use error::SessionError;
 pub use eval::{EvalReport, EvalTask, Perplexity, TaskScore};
 pub use learning::LearnRequest;
 pub use ledger::LedgerError;
+pub use saved::SavedError;
 pub use wording::{Interaction, PromptFormat, WordingError};
 
 use crate::learn::methods::ContinualMethod;
 use crate::learn::{History, LearnerState, Method, Run, TrainerConfig};
+use crate::store::Store;
 use ledger::Ledger;
 use serving::Serving;
 use threads::Threads;
@@ -145,6 +149,11 @@ impl Session {
         }
     }
 
+    /// The store, to be looked at; none where nothing is kept.
+    pub fn store(&self) -> Option<&Store> {
+        self.ledger.store()
+    }
+
     /// The base model.
     pub fn model(&self) -> &Model {
         &self.model
@@ -184,6 +193,11 @@ impl RunStatus {
             steps_total: run.steps_total,
         }
     }
+}
+
+/// Seconds since 1970; 0 on a clock before that. What learning comes to does not depend on it.
+fn now_unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// An app moves its session to a thread of its own.

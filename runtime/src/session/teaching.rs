@@ -1,12 +1,11 @@
 //! What people teach becomes stored examples.
 
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::Session;
 use super::control::Phase;
 use super::error::SessionError;
 use super::wording::{Interaction, WordingError};
+use super::{Session, now_unix_s};
 use crate::example::{Example, ExampleError, ExampleId};
 
 impl Session {
@@ -72,9 +71,4 @@ impl Session {
             _ => Ok(example),
         }
     }
-}
-
-/// Seconds since 1970; 0 on a clock before that.
-fn now_unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

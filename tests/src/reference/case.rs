@@ -286,11 +286,6 @@ impl ScoredBatch {
         rows.filter(|(_, mask)| **mask == 1).flat_map(|(row, _)| row.iter().copied()).collect()
     }
 
-    /// Indices of the rows that are no padding.
-    pub(super) fn real_positions(&self) -> Vec<i32> {
-        (0..self.mask.len()).filter(|&i| self.mask[i] == 1).map(|i| i as i32).collect()
-    }
-
     /// Mean negative log-likelihood over the scored positions.
     pub(super) fn loss(&self, model: &Model, hidden: Tensor<2>) -> Result<Tensor<1>, ReferenceError> {
         let scored =

@@ -1,176 +1,86 @@
-//! The I-LoRA oracle: some steps of fast and slow learner on a tiny model, taken by the runtime's own trainer.
+//! The I-LoRA oracle: a few steps of the fast and the slow learner on fixed batches, for several λ and γ.
 
 use std::path::{Path, PathBuf};
 
-use mynah::learn::{
-    ConsistencyForm, HiddenLayers, Ilora, LearnerState, Moment, OptimizerConfig, Retention, Row, StepLog, StepRows,
-    TokenScope, Trainer, TrainerConfig,
-};
+use mynah::learn::methods::Moment;
+use mynah::learn::trainer::StepRows;
+use mynah::learn::{Ilora, LearnerState, OptimizerConfig, Retention, Row, Trainer, TrainerConfig};
 use mynah_models::adapter::{Adapter, read_peft};
 use mynah_models::error::LoadError;
 use mynah_models::{Model, Stop};
 use serde_json::Value;
 
-use super::case::{ScoredBatch, compare_adapter_values, open_f32, unknown_base};
+use super::case::{compare_adapter_values, open_f32, unknown_base};
 use super::{Outcome, ReferenceError, Setting, name_of, read_json};
 use crate::golden::{Comparison, Tensors};
 
 /// Absolute, on losses in nats.
 const LOSS: f64 = 2e-5;
-/// Relative, on the consistency.
+/// Relative, on the consistency term.
 const CONSISTENCY: f64 = 1e-4;
-/// Relative, on the norm of the gradient.
+/// Below this the consistency term is rounding: it is the square of a difference near f32's resolution.
+const CONSISTENCY_FLOOR: f32 = 1e-9;
+/// Relative, on gradient norms.
 const GRADIENT_NORM: f64 = 1e-4;
 
-/// Compares every run of the oracle in `folder`; its tiny model is found by its name beside or above it.
+/// Compares every run of the folder.
 ///
 /// # Errors
 /// [`ReferenceError`] for files that are not what the form promises.
 pub fn check(folder: &Path, setting: &Setting, report: &mut dyn FnMut(Outcome)) -> Result<(), ReferenceError> {
-    let oracle = read_json(&folder.join("ilora.json"))?;
-    let title = format!("ilora {}", name_of(folder));
-    let Some(case) = model_folder(folder, oracle["case"].as_str().unwrap_or_default()) else {
-        let reason = format!("its model's folder {} is neither beside nor above it", oracle["case"]);
-        report(Outcome::Skipped { name: title, reason });
+    let figures = read_json(&folder.join("ilora.json"))?;
+    let name = format!("ilora {}", name_of(folder));
+    let Some(case) = find_case(folder, figures["case"].as_str().unwrap_or_default()) else {
+        report(Outcome::Skipped { name, reason: format!("no folder {} beside or above it", figures["case"]) });
         return Ok(());
     };
-    let model = match Model::load(&open_f32(&case)?, &setting.device) {
+    let model = match open_f32(&case).and_then(|gguf| Ok(Model::load(&gguf, &setting.device)?)) {
         Ok(model) => model,
-        Err(error @ LoadError::UnknownArchitecture { .. }) => {
-            report(Outcome::Skipped { name: title, reason: error.to_string() });
+        Err(ReferenceError::Load(error @ LoadError::UnknownArchitecture { .. })) => {
+            report(Outcome::Skipped { name, reason: error.to_string() });
             return Ok(());
         }
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(error),
     };
+    let batches = Batches::read(folder, figures["steps"].as_u64().unwrap_or(0))?;
     let start = read_peft(&case.join("adapter"), model.config(), &unknown_base())?.adapter;
-    let batches = Tensors::read(&folder.join("batches.safetensors"))?;
-    let oracle = Oracle { folder, oracle: &oracle, batches: &batches, model: &model, start: &start, setting };
-    for (name, run) in oracle.runs()? {
-        report(Outcome::Compared { name: format!("{title} {name}"), comparison: oracle.compare(name, run)? });
+    for (run, curves) in figures["runs"].as_object().into_iter().flatten() {
+        let oracle = Oracle { folder, figures: &figures, run, curves };
+        let comparison = oracle.compare(&model, start.clone(), &batches, setting)?;
+        report(Outcome::Compared { name: format!("{name} {run}"), comparison });
     }
     Ok(())
 }
 
-/// The folder of the tiny model: `../../NAME` in the reference set, `../NAME` where the two lie side by side.
-fn model_folder(folder: &Path, case: &str) -> Option<PathBuf> {
-    let above = folder.ancestors().skip(1).take(2).map(|above| above.join(case));
-    above.filter(|found| found != folder).find(|found| found.join("model.safetensors").is_file())
+/// The case's folder: its parents' children are searched, nearest first.
+fn find_case(folder: &Path, case: &str) -> Option<PathBuf> {
+    let folder = folder.canonicalize().ok()?;
+    folder.ancestors().skip(2).take(2).map(|parent| parent.join(case)).find(|path| path.join("config.json").is_file())
 }
 
-struct Oracle<'a> {
-    folder: &'a Path,
-    oracle: &'a Value,
-    batches: &'a Tensors,
-    model: &'a Model,
-    start: &'a Adapter,
-    setting: &'a Setting,
+/// Token rows of every step, padding cut off, each with its prompt's length.
+struct Batches {
+    steps: Vec<[Vec<(Vec<u32>, usize)>; 2]>,
 }
 
-impl Oracle<'_> {
-    fn runs(&self) -> Result<impl Iterator<Item = (&String, &Value)>, ReferenceError> {
-        let runs = self.oracle["runs"].as_object().ok_or_else(|| self.malformed("no runs"))?;
-        Ok(runs.iter())
-    }
-
-    /// Takes the steps of one run and compares what each measured, and both adapters at the end.
-    fn compare(&self, name: &str, run: &Value) -> Result<Comparison, ReferenceError> {
-        let [lambda, gamma] = lambda_and_gamma(name).ok_or_else(|| self.malformed("a run that is no l…_g…"))?;
-        let method = Ilora {
-            retention: Retention::Lambda(lambda),
-            gamma,
-            form: ConsistencyForm::TwoSided,
-            layers: HiddenLayers::Last,
-            scope: TokenScope::All,
-            ..Ilora::default()
+impl Batches {
+    fn read(folder: &Path, steps: u64) -> Result<Self, ReferenceError> {
+        let tensors = Tensors::read(&folder.join("batches.safetensors"))?;
+        let rows = |prefix: &str| -> Result<_, ReferenceError> {
+            let (shape, ids) = tensors.integers(&format!("{prefix}.input_ids"))?;
+            let (_, labels) = tensors.integers(&format!("{prefix}.labels"))?;
+            let (_, mask) = tensors.integers(&format!("{prefix}.attention_mask"))?;
+            let cols = shape[1];
+            let row = |row: usize| {
+                let len = mask[row * cols..][..cols].iter().filter(|mask| **mask == 1).count();
+                let prompt_len = labels[row * cols..][..cols].iter().take_while(|label| **label < 0).count();
+                (ids[row * cols..][..len].iter().map(|id| *id as u32).collect::<Vec<u32>>(), prompt_len)
+            };
+            Ok((0..shape[0]).map(row).collect())
         };
-        let trainer =
-            Trainer::new(self.model, method, TrainerConfig { optimizer: self.optimizer(), ..Default::default() });
-        let mut state = LearnerState::new(self.start.clone());
-        let mut comparison = Comparison::default();
-        let steps = self.number("steps") as u64;
-        for step in 0..steps {
-            let [new, replayed] = [self.rows("new", step)?, self.rows("replay", step)?];
-            let rows = StepRows { new: as_rows(&new), replayed: as_rows(&replayed) };
-            let moment = Moment { steps_done: step + 1, steps_total: steps };
-            let log = trainer.step(&mut state, &rows, moment, &Stop::new())?;
-            self.compare_step(&mut comparison, run, step as usize, &log);
-        }
-        self.compare_end(&mut comparison, name, run, &state)?;
-        Ok(comparison)
-    }
-
-    fn compare_step(&self, comparison: &mut Comparison, run: &Value, step: usize, log: &StepLog) {
-        let factor = self.setting.factor;
-        let expected = |quantity: &str| run[quantity][step].as_f64().unwrap_or(f64::NAN);
-        let mut close = |quantity: &'static str, found: f64, relative: bool, allowed: f64| {
-            let expected = expected(quantity);
-            let scale = if relative { expected.abs().max(f64::MIN_POSITIVE) } else { 1.0 };
-            let distance = (found - expected).abs() / scale;
-            let distance = if distance.is_nan() { f64::INFINITY } else { distance };
-            comparison.distance(quantity, distance, allowed * factor, 1);
-        };
-        close("ce_new", log.cross_entropy, false, LOSS);
-        close("ce_replay", log.replayed_cross_entropy.unwrap_or(f64::NAN), false, LOSS);
-        close("loss", log.loss, false, LOSS);
-        close("grad_norm", log.grad_norm, true, GRADIENT_NORM);
-        // Without gamma there is no slow pass, and nothing to compare with.
-        if let Some(found) = log.consistency {
-            close("cons", found, expected("cons") > 0.0, CONSISTENCY);
-        }
-    }
-
-    fn compare_end(
-        &self,
-        comparison: &mut Comparison,
-        name: &str,
-        run: &Value,
-        state: &LearnerState,
-    ) -> Result<(), ReferenceError> {
-        let factor = self.setting.factor;
-        let tensors = Tensors::read(&self.folder.join(format!("{name}.safetensors")))?;
-        let batch = ScoredBatch::read(self.batches, "replay.0.")?;
-        for (learner, adapter) in [("fast", &state.fast), ("slow", &state.slow)] {
-            let expected = |name: &str| tensors.floats(&format!("{learner}.{name}")).ok();
-            compare_adapter_values(comparison, adapter, expected, self.number("lr"), factor);
-            let on_device = self.model.upload(adapter, false)?;
-            let hidden = self.model.forward(&batch.tokens, Some(&on_device), &Stop::new())?;
-            let found = self.setting.device.read(batch.loss(self.model, hidden)?)?;
-            let expected = run["final_ce_replay0"][learner].as_f64().unwrap_or(f64::NAN) as f32;
-            comparison.close("final_ce_replay0", &found, &[expected], LOSS * factor);
-        }
-        Ok(())
-    }
-
-    fn optimizer(&self) -> OptimizerConfig {
-        OptimizerConfig {
-            learning_rate: self.number("lr"),
-            weight_decay: self.number("weight_decay"),
-            max_grad_norm: None,
-            warmup_steps: 0,
-            ..OptimizerConfig::default()
-        }
-    }
-
-    fn number(&self, key: &str) -> f64 {
-        self.oracle[key].as_f64().unwrap_or(f64::NAN)
-    }
-
-    /// The rows of one batch without their padding, and how many of their tokens are not scored.
-    fn rows(&self, kind: &str, step: u64) -> Result<Vec<(Vec<u32>, usize)>, ReferenceError> {
-        let (shape, mask) = self.batches.integers(&format!("{kind}.{step}.attention_mask"))?;
-        let (_, labels) = self.batches.integers(&format!("{kind}.{step}.labels"))?;
-        let ids = self.batches.ids(&format!("{kind}.{step}.input_ids"))?;
-        let rows = (0..shape[0]).map(|row| {
-            let row = row * shape[1]..(row + 1) * shape[1];
-            let len = mask[row.clone()].iter().filter(|mask| **mask == 1).count();
-            let prompt_len = labels[row.clone()].iter().take_while(|label| **label < 0).count();
-            (ids[row][..len].to_vec(), prompt_len)
-        });
-        Ok(rows.collect())
-    }
-
-    fn malformed(&self, what: &str) -> ReferenceError {
-        ReferenceError::Malformed { file: self.folder.join("ilora.json"), what: what.to_owned() }
+        let step =
+            |k: u64| -> Result<_, ReferenceError> { Ok([rows(&format!("new.{k}"))?, rows(&format!("replay.{k}"))?]) };
+        Ok(Self { steps: (0..steps).map(step).collect::<Result<_, _>>()? })
     }
 }
 
@@ -178,8 +88,94 @@ fn as_rows(rows: &[(Vec<u32>, usize)]) -> Vec<Row<'_>> {
     rows.iter().map(|(tokens, prompt_len)| Row { tokens, prompt_len: *prompt_len }).collect()
 }
 
-/// The constants in a run's name, as in `l0.99_g1`.
-fn lambda_and_gamma(name: &str) -> Option<[f64; 2]> {
-    let (lambda, gamma) = name.strip_prefix('l')?.split_once("_g")?;
-    Some([lambda.parse().ok()?, gamma.parse().ok()?])
+/// One run's figures.
+struct Oracle<'a> {
+    folder: &'a Path,
+    figures: &'a Value,
+    run: &'a str,
+    curves: &'a Value,
+}
+
+impl Oracle<'_> {
+    fn compare(
+        &self,
+        model: &Model,
+        start: Adapter,
+        batches: &Batches,
+        setting: &Setting,
+    ) -> Result<Comparison, ReferenceError> {
+        let malformed = |what: String| ReferenceError::Malformed { file: self.folder.join("ilora.json"), what };
+        let numbers = self.run.strip_prefix('l').and_then(|rest| rest.split_once("_g"));
+        let parsed = numbers.and_then(|(lambda, gamma)| Some((lambda.parse().ok()?, gamma.parse().ok()?)));
+        let (lambda, gamma) =
+            parsed.ok_or_else(|| malformed(format!("run {} is not named l<lambda>_g<gamma>", self.run)))?;
+        let rate = self.figures["lr"].as_f64().unwrap_or(f64::NAN);
+        let optimizer = OptimizerConfig {
+            learning_rate: rate,
+            weight_decay: self.figures["weight_decay"].as_f64().unwrap_or(f64::NAN),
+            max_grad_norm: None,
+            warmup_steps: 0,
+            ..OptimizerConfig::default()
+        };
+        let method = Ilora { retention: Retention::Lambda(lambda), gamma, ..Ilora::DEFAULT };
+        // The oracle's batches are computed whole.
+        let trainer = Trainer::new(model, method, TrainerConfig { optimizer, micro_batch_tokens: usize::MAX });
+        let mut state = LearnerState::new(start);
+        let mut found: [Vec<f32>; 5] = Default::default();
+        let steps_total = batches.steps.len() as u64;
+        for (index, [new, replayed]) in batches.steps.iter().enumerate() {
+            let rows = StepRows { new: as_rows(new), replayed: as_rows(replayed) };
+            let moment = Moment { steps_done: index as u64 + 1, steps_total };
+            let log = trainer.step(&mut state, &rows, moment, &Stop::new());
+            let log = log.map_err(|error| ReferenceError::Text(format!("step {index}: {error}")))?;
+            let values = [
+                Some(log.cross_entropy),
+                log.replayed_cross_entropy,
+                // γ = 0 drops the pass that would measure it.
+                log.consistency.or((gamma == 0.0).then_some(f64::NAN)),
+                Some(log.loss),
+                Some(log.grad_norm),
+            ];
+            for (curve, value) in found.iter_mut().zip(values) {
+                curve.push(value.unwrap_or(0.0) as f32);
+            }
+        }
+        let factor = setting.factor;
+        let mut comparison = Comparison::default();
+        for (name, quantity, found) in
+            [("ce_new", "ce new", &found[0]), ("ce_replay", "ce replay", &found[1]), ("loss", "loss", &found[3])]
+        {
+            comparison.close(quantity, found, &self.curve(name), LOSS * factor);
+        }
+        if gamma != 0.0 {
+            relative(&mut comparison, "cons", &found[2], &self.curve("cons"), CONSISTENCY * factor);
+        }
+        relative(&mut comparison, "grad norm", &found[4], &self.curve("grad_norm"), GRADIENT_NORM * factor);
+        let expected = Tensors::read(&self.folder.join(format!("{}.safetensors", self.run)))?;
+        for (learner, adapter) in [("fast", &state.fast), ("slow", &state.slow)] {
+            let tensor = |name: &str| expected.floats(&format!("{learner}.{name}")).ok();
+            compare_adapter_values(&mut comparison, adapter, tensor, rate, factor);
+        }
+        Ok(comparison)
+    }
+
+    fn curve(&self, name: &str) -> Vec<f32> {
+        let values = self.curves[name].as_array().into_iter().flatten();
+        values.map(|value| value.as_f64().unwrap_or(f64::NAN) as f32).collect()
+    }
+}
+
+fn relative(comparison: &mut Comparison, quantity: &'static str, found: &[f32], expected: &[f32], allowed: f64) {
+    let share =
+        |(found, expected): (&f32, &f32)| f64::from((found - expected).abs() / expected.abs().max(CONSISTENCY_FLOOR));
+    let worst = if found.len() == expected.len() {
+        found
+            .iter()
+            .zip(expected)
+            .map(share)
+            .fold(0.0, |worst, share| if share.is_nan() { f64::INFINITY } else { worst.max(share) })
+    } else {
+        f64::INFINITY
+    };
+    comparison.distance(quantity, worst, allowed, expected.len());
 }

@@ -141,7 +141,7 @@ pub(crate) fn read_json(file: &Path) -> Result<Value, ReferenceError> {
         .map_err(|error| ReferenceError::Malformed { file: file.to_owned(), what: error.to_string() })
 }
 
-/// SmolLM2's file, if the setting has it and it is the one that the figures were made from.
+/// SmolLM2's file, or why the form that needs it is skipped.
 pub(crate) fn smollm2_file(setting: &Setting) -> Result<&Arc<Gguf>, String> {
     setting
         .smollm2

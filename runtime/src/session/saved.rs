@@ -1,0 +1,271 @@
+//! What learning has come to, as sections of a revision, and back.
+//!
+//! | Section | Kind | |
+//! |---|---|---|
+//! | `state` | bytes | postcard: the version, the adapters' form, the optimizer's steps, the [`History`] |
+//! | `fast`, `slow` | f32 | the adapters' values: layer after layer, projections in the order q, k, v, o, gate, up, down, A `[rank, d_in]` then B `[d_out, rank]`, row-major |
+//! | `moment1`, `moment2` | f32 | AdamW's, in the same order; empty while no run is in hand |
+//!
+//! In `state`, fields stand in the order of the types below and of [`History`], [`Run`](crate::learn::Run) and what is in
+//! them; another order is another version. A revision is hostile until all of it was checked.
+
+use mynah_models::adapter::{Adapter, AdapterError, AdapterLayout, LoraConfig};
+use mynah_models::config::ModelConfig;
+use mynah_models::projection::Projection;
+use serde::{Deserialize, Serialize};
+
+use crate::learn::{AdamW, History, LearnerState};
+
+pub(crate) const STATE: &str = "state";
+pub(crate) const FAST: &str = "fast";
+pub(crate) const SLOW: &str = "slow";
+pub(crate) const MOMENT1: &str = "moment1";
+pub(crate) const MOMENT2: &str = "moment2";
+
+/// What a revision holds.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    pub(crate) state: LearnerState,
+    pub(crate) history: History,
+}
+
+/// A revision whose checksums are right does not hold a learning state of this model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SavedError {
+    /// The `state` section does not decode.
+    #[error("section `state` cannot be decoded: {0}")]
+    Decode(#[source] postcard::Error),
+    /// Bytes follow the end of the `state` section's content.
+    #[error("section `state` has {bytes} bytes too many")]
+    Trailing {
+        /// How many.
+        bytes: usize,
+    },
+    /// A projection that does not exist.
+    #[error("section `state` names projection {number} of {}", Projection::ALL.len())]
+    Projection {
+        /// Its number.
+        number: u8,
+    },
+    /// The adapters do not fit the model.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// The moments do not fit the adapters.
+    #[error("section `{section}` has {found} values, expected {expected} or none")]
+    Moments {
+        /// The section.
+        section: &'static str,
+        /// Its values.
+        found: usize,
+        /// Values of an adapter.
+        expected: usize,
+    },
+    /// What it says of its run, its examples or its memory contradicts itself.
+    #[error("section `state` contradicts itself: {what}")]
+    Contradiction {
+        /// Where.
+        what: &'static str,
+    },
+}
+
+/// Content of the `state` section.
+#[derive(Debug, Serialize, Deserialize)]
+enum StateSection {
+    V1(StateV1),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StateV1 {
+    lora: LoraV1,
+    optimizer_steps: u64,
+    history: History,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct LoraV1 {
+    rank: u32,
+    alpha: f32,
+    use_rslora: bool,
+    /// Places in [`Projection::ALL`], ascending.
+    target_modules: Vec<u8>,
+}
+
+impl LoraV1 {
+    fn of(config: &LoraConfig) -> Self {
+        let is_target = |place: &u8| config.target_modules.contains(&Projection::ALL[usize::from(*place)]);
+        Self {
+            rank: config.rank as u32,
+            alpha: config.alpha,
+            use_rslora: config.use_rslora,
+            target_modules: (0..Projection::ALL.len() as u8).filter(is_target).collect(),
+        }
+    }
+
+    fn config(&self) -> Result<LoraConfig, SavedError> {
+        let projection = |number: &u8| {
+            let found = Projection::ALL.get(usize::from(*number)).copied();
+            found.ok_or(SavedError::Projection { number: *number })
+        };
+        Ok(LoraConfig {
+            rank: self.rank as usize,
+            alpha: self.alpha,
+            use_rslora: self.use_rslora,
+            target_modules: self.target_modules.iter().map(projection).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// The `state` section; the others are the values themselves.
+///
+/// # Errors
+/// [`SavedError::Decode`] if it cannot be encoded, for want of memory.
+pub(crate) fn encode(state: &LearnerState, history: &History) -> Result<Vec<u8>, SavedError> {
+    let section = StateSection::V1(StateV1 {
+        lora: LoraV1::of(state.fast.config()),
+        optimizer_steps: state.optimizer.steps(),
+        history: history.clone(),
+    });
+    postcard::to_allocvec(&section).map_err(SavedError::Decode)
+}
+
+/// The sections of a revision as they were read.
+#[derive(Debug, Default)]
+pub(crate) struct Sections<'a> {
+    pub(crate) state: &'a [u8],
+    pub(crate) fast: Vec<f32>,
+    pub(crate) slow: Vec<f32>,
+    pub(crate) moment1: Vec<f32>,
+    pub(crate) moment2: Vec<f32>,
+}
+
+/// What the sections hold, checked against the model and against each other.
+///
+/// # Errors
+/// [`SavedError`] says which section is wrong and how.
+pub(crate) fn decode(sections: Sections<'_>, model: &ModelConfig) -> Result<Saved, SavedError> {
+    let (section, rest) = postcard::take_from_bytes(sections.state).map_err(SavedError::Decode)?;
+    if !rest.is_empty() {
+        return Err(SavedError::Trailing { bytes: rest.len() });
+    }
+    let StateSection::V1(StateV1 { lora, optimizer_steps, history }) = section;
+    history.check().map_err(|what| SavedError::Contradiction { what })?;
+    let layout = AdapterLayout::new(model, &lora.config()?)?;
+    let fast = Adapter::from_values(&layout, sections.fast)?;
+    let slow = Adapter::from_values(&layout, sections.slow)?;
+    for (section, moments) in [(MOMENT1, &sections.moment1), (MOMENT2, &sections.moment2)] {
+        let expected = if sections.moment1.is_empty() { 0 } else { layout.len() };
+        if moments.len() != expected {
+            return Err(SavedError::Moments { section, found: moments.len(), expected: layout.len() });
+        }
+    }
+    let optimizer = AdamW::from_parts(sections.moment1, sections.moment2, optimizer_steps);
+    Ok(Saved { state: LearnerState { fast, slow, optimizer }, history })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::example::ExampleId;
+    use crate::learn::{Examples, Method, RunSettings, TrainerConfig};
+    use crate::replay::Policy;
+
+    fn model() -> ModelConfig {
+        ModelConfig {
+            model_type: "llama".to_owned(),
+            vocab_size: 8,
+            hidden_size: 4,
+            intermediate_size: 6,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            head_dim: 2,
+            rms_norm_eps: 1e-5,
+            rope_theta: 1e4,
+            rope_scaling: mynah_models::config::RopeScaling::None,
+            rope_pairing: mynah_models::config::RopePairing::Halves,
+            max_position_embeddings: 16,
+            tie_word_embeddings: true,
+            qkv_bias: false,
+            qk_norm: false,
+        }
+    }
+
+    fn saved() -> Saved {
+        let target_modules = vec![Projection::Down, Projection::Q];
+        let lora = LoraConfig { rank: 2, alpha: 3.0, use_rslora: true, target_modules };
+        let mut state = LearnerState::new(Adapter::init(&model(), &lora, 1).unwrap());
+        state.slow.values_mut()[3] = 7.0;
+        let mut history = History::new(Policy::BalancedReservoir { floor: 2 }, 3);
+        let settings = |task: &str| RunSettings {
+            examples: Examples::NotYetLearned(Some(task.to_owned())),
+            method: Method::default(),
+            trainer: TrainerConfig::default(),
+            batch_rows: 2,
+            seed: 9,
+        };
+        let ids: Vec<ExampleId> = (1..=6).map(ExampleId).collect();
+        history.begin(settings("a"), ids.clone(), 2, |_| Some("a"));
+        history.step_done(&ids);
+        history.begin(settings("b"), ids[2..4].to_vec(), 2, |_| Some("a"));
+        history.step_done(&ids[2..4]);
+        Saved { state, history }
+    }
+
+    fn sections<'a>(saved: &Saved, state: &'a [u8]) -> Sections<'a> {
+        Sections {
+            state,
+            fast: saved.state.fast.values().to_vec(),
+            slow: saved.state.slow.values().to_vec(),
+            moment1: saved.state.optimizer.first().to_vec(),
+            moment2: saved.state.optimizer.second().to_vec(),
+        }
+    }
+
+    #[test]
+    fn what_is_saved_comes_back() {
+        let saved = saved();
+        let state = encode(&saved.state, &saved.history).unwrap();
+        let back = decode(sections(&saved, &state), &model()).unwrap();
+        assert_eq!(back.history, saved.history);
+        assert_eq!((back.state.fast, back.state.slow), (saved.state.fast, saved.state.slow));
+        assert_eq!(back.state.optimizer, saved.state.optimizer);
+    }
+
+    #[test]
+    fn a_section_that_does_not_fit_is_named() {
+        let saved = saved();
+        let state = encode(&saved.state, &saved.history).unwrap();
+        let refused = |change: &dyn Fn(&mut Sections<'_>)| {
+            let mut sections = sections(&saved, &state);
+            change(&mut sections);
+            decode(sections, &model()).unwrap_err().to_string()
+        };
+        assert!(refused(&|s| s.state = &s.state[..9]).contains("`state`"));
+        assert!(refused(&|s| s.moment2.truncate(1)).contains("`moment2`"));
+        assert!(refused(&|s| s.moment1.clear()).contains("`moment2`"));
+        assert!(refused(&|s| s.fast.truncate(1)).contains("values"));
+        let longer = [&state[..], &[0]].concat();
+        assert!(decode(sections(&saved, &longer), &model()).unwrap_err().to_string().contains("1 bytes too many"));
+    }
+
+    #[test]
+    fn no_changed_byte_of_the_state_makes_it_panic() {
+        let saved = saved();
+        let state = encode(&saved.state, &saved.history).unwrap();
+        for at in 0..state.len() {
+            for byte in [0, 1, 0x7f, 0x80, 0xff, state[at] ^ 1, state[at] ^ 0x10] {
+                let mut changed = state.clone();
+                changed[at] = byte;
+                let Ok(Saved { mut history, .. }) = decode(sections(&saved, &changed), &model()) else { continue };
+                // What was let in can be used.
+                if let Some(run) = &history.run {
+                    run.ids_of_step(run.steps_done);
+                    run.draw(&history.memory, 2, &[]);
+                    let settings = run.settings.clone();
+                    history.begin(settings, vec![ExampleId(1)], 3, |_| Some("c"));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Learning that is interrupted and taken up again, through a store on disk.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use mynah::learn::{Examples, Method, OptimizerConfig, TrainerConfig};
+use mynah::session::{EvalTask, Interaction, LearnRequest};
+use mynah::{Budget, Learner, Session, SessionBuilder, StoppedBy};
+use mynah_models::adapter::LoraConfig;
+use mynah_tests::stories;
+
+const STEPS: u64 = 6;
+
+fn builder(store: &Path) -> SessionBuilder {
+    let optimizer = OptimizerConfig { learning_rate: 3e-3, ..OptimizerConfig::default() };
+    let trainer = TrainerConfig { optimizer, ..TrainerConfig::default() };
+    let session = Session::builder(stories::gguf()).end_token(stories::END_TOKEN).trainer(trainer);
+    session.lora(LoraConfig { rank: 2, ..LoraConfig::default() }).seed(8).store(store)
+}
+
+fn open(store: &Path) -> Session {
+    builder(store).open().unwrap()
+}
+
+fn facts(task: &str) -> Vec<Interaction> {
+    let facts = [("ball", "red"), ("hat", "blue"), ("box", "green"), ("cat", "red"), ("car", "blue")];
+    facts.iter().map(|(thing, colour)| Interaction::raw(task, format!("The {task} {thing} is"), *colour)).collect()
+}
+
+fn request(task: &str) -> LearnRequest {
+    let examples = Examples::NotYetLearned(Some(task.to_owned()));
+    LearnRequest { examples, steps: Some(STEPS), batch_rows: 2, ..LearnRequest::default() }
+}
+
+/// The bits of both adapters.
+fn bits(session: &Session) -> [Vec<u32>; 2] {
+    [Learner::Fast, Learner::Slow]
+        .map(|learner| session.adapter(learner).values().iter().map(|v| v.to_bits()).collect())
+}
+
+/// Learns two tasks without a stop.
+fn uninterrupted(method: Method) -> [Vec<u32>; 2] {
+    let folder = tempfile::tempdir().unwrap();
+    let mut session = builder(folder.path()).method(method).open().unwrap();
+    for task in ["first", "second"] {
+        session.observe_batch(&facts(task)).unwrap();
+        let report = session.learn(&request(task), Budget::unlimited()).unwrap();
+        assert_eq!(report.stopped_by, StoppedBy::Finished);
+    }
+    bits(&session)
+}
+
+/// Files in the store's folder of revisions.
+fn revisions(store: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(store.join("revisions")).unwrap();
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn stopped_after_every_step_and_reopened_is_as_never_stopped() {
+    for method in Method::ALL {
+        let folder = tempfile::tempdir().unwrap();
+        for task in ["first", "second"] {
+            for step in 1..=STEPS {
+                let mut session = builder(folder.path()).method(method).open().unwrap();
+                session.observe_batch(&facts(task)).unwrap();
+                let report = session.learn(&request(task), Budget::steps(1)).unwrap();
+                assert_eq!((report.steps, report.steps_done), (1, step), "{method:?}, {task}");
+            }
+        }
+        assert_eq!(bits(&open(folder.path())), uninterrupted(method), "{method:?}");
+    }
+}
+
+#[test]
+fn a_cancel_in_any_step_costs_that_step_only() {
+    let expected = uninterrupted(Method::default());
+    let folder = tempfile::tempdir().unwrap();
+    for task in ["first", "second"] {
+        for step in 0..STEPS {
+            let mut session = open(folder.path());
+            session.observe_batch(&facts(task)).unwrap();
+            session.control().cancel();
+            let none = session.learn(&request(task), Budget::unlimited()).unwrap();
+            assert_eq!((none.steps, none.stopped_by, none.steps_done), (0, StoppedBy::Cancelled, step));
+            session.learn(&request(task), Budget::steps(1)).unwrap();
+        }
+    }
+    assert_eq!(bits(&open(folder.path())), expected);
+}
+
+#[test]
+fn a_revision_that_never_came_or_is_damaged_costs_its_steps_only() {
+    let expected = uninterrupted(Method::default());
+    for (damage, learn_steps) in [(false, 2), (true, 2), (false, 5), (true, 1)] {
+        let folder = tempfile::tempdir().unwrap();
+        for task in ["first", "second"] {
+            let mut session = open(folder.path());
+            session.observe_batch(&facts(task)).unwrap();
+            session.learn(&request(task), Budget::steps(learn_steps)).unwrap();
+            session.learn(&request(task), Budget::steps(1)).unwrap();
+            drop(session);
+            let newest = revisions(folder.path()).pop().unwrap();
+            if damage {
+                let mut bytes = fs::read(&newest).unwrap();
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 4;
+                fs::write(&newest, bytes).unwrap();
+            } else {
+                fs::rename(&newest, newest.with_extension("rev.tmp")).unwrap();
+            }
+            let mut session = open(folder.path());
+            let report = session.learn(&request(task), Budget::unlimited()).unwrap();
+            assert_eq!((report.steps, report.steps_done), (STEPS - learn_steps, STEPS), "{damage}, {task}");
+        }
+        assert_eq!(bits(&open(folder.path())), expected);
+    }
+}
+
+#[test]
+fn commits_may_be_rarer_than_steps() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut session = builder(folder.path()).commit_every_steps(4).open().unwrap();
+    for task in ["first", "second"] {
+        session.observe_batch(&facts(task)).unwrap();
+        let report = session.learn(&request(task), Budget::unlimited()).unwrap();
+        assert_eq!(report.revision, Some(if task == "first" { 2 } else { 4 }), "after steps 4 and 6");
+        assert!(report.bytes_written > 0);
+    }
+    drop(session);
+    assert_eq!(bits(&open(folder.path())), uninterrupted(Method::default()));
+}
+
+#[test]
+fn bytes_are_a_budget_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut session = open(folder.path());
+    session.observe_batch(&facts("first")).unwrap();
+    let one = session.learn(&request("first"), Budget::steps(1)).unwrap();
+    let limit = 5 * one.bytes_written / 2;
+    let budget = Budget { bytes: Some(limit), ..Budget::unlimited() };
+    let report = session.learn(&request("first"), budget).unwrap();
+    assert_eq!((report.steps, report.stopped_by), (2, StoppedBy::Bytes));
+    assert!(report.bytes_written <= limit);
+}
+
+#[test]
+fn what_was_taught_is_there_after_a_restart_and_is_not_stored_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let ids = open(folder.path()).observe_batch(&facts("first")[..3]).unwrap();
+    let mut session = open(folder.path());
+    assert_eq!(session.status().examples, 3);
+    let again = session.observe_batch(&facts("first")).unwrap();
+    assert_eq!((again.len(), &again[..3], session.status().examples), (5, &ids[..], 5));
+}
+
+#[test]
+fn a_taught_answer_is_known_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut session = open(folder.path());
+    session.observe_batch(&facts("first")).unwrap();
+    session.learn(&LearnRequest { steps: Some(80), ..request("first") }, Budget::unlimited()).unwrap();
+    drop(session);
+    let task = EvalTask { name: "first".to_owned(), items: facts("first") };
+    let report = open(folder.path()).eval(&[task], Learner::Slow).unwrap();
+    assert_eq!(report.mean(), 1.0);
+}
+
+#[test]
+fn another_request_gives_up_the_run_in_hand() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut session = open(folder.path());
+    session.observe_batch(&facts("first")).unwrap();
+    session.learn(&request("first"), Budget::steps(1)).unwrap();
+    let longer = LearnRequest { steps: Some(STEPS + 1), ..request("first") };
+    let report = session.learn(&longer, Budget::unlimited()).unwrap();
+    let run = session.status().run.unwrap();
+    // The first step trained on two of the five.
+    assert_eq!((report.steps, run.number, run.examples, session.status().remembered), (STEPS + 1, 2, 3, 2));
+}
+
+#[test]
+fn back_to_an_earlier_revision_and_on_from_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut session = open(folder.path());
+    session.observe_batch(&facts("first")).unwrap();
+    let first = session.learn(&request("first"), Budget::unlimited()).unwrap().revision.unwrap();
+    let before = bits(&session);
+    session.observe_batch(&facts("second")).unwrap();
+    session.learn(&request("second"), Budget::unlimited()).unwrap();
+    assert_eq!(session.status().learned, 10);
+    session.rollback(first).unwrap();
+    assert_eq!((bits(&session), session.status().learned), (before.clone(), 5));
+    drop(session);
+    let mut session = open(folder.path());
+    assert_eq!((bits(&session), session.status().learned, session.status().examples), (before, 5, 10));
+    session.learn(&request("second"), Budget::unlimited()).unwrap();
+    assert_eq!(bits(&session), uninterrupted(Method::default()));
+    let missing = session.rollback(999).unwrap_err();
+    assert_eq!(missing.kind(), "store");
+}
+
+#[test]
+fn one_session_writes_and_others_may_look() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = open(folder.path());
+    writer.observe_batch(&facts("first")).unwrap();
+    writer.learn(&request("first"), Budget::unlimited()).unwrap();
+    let refused = builder(folder.path()).open().unwrap_err();
+    assert!(refused.kind() == "store" && refused.to_string().contains("in use"), "{refused}");
+    let mut reader = builder(folder.path()).read_only().open().unwrap();
+    assert_eq!(bits(&reader), bits(&writer));
+    assert_eq!(reader.observe_batch(&facts("second")).unwrap_err().kind(), "store");
+    assert_eq!(writer.observe_batch(&facts("second")).unwrap().len(), 5);
+}
+
+#[test]
+fn a_store_says_whose_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(open(folder.path()));
+    let mut other = fs::read(stories::file()).unwrap();
+    let last = other.len() - 4;
+    other[last] ^= 1;
+    let other = mynah_models::weights::Gguf::from_bytes(other).unwrap();
+    for read_only in [false, true] {
+        let builder = Session::builder(other.clone()).store(folder.path());
+        let builder = if read_only { builder.read_only() } else { builder };
+        let refused = builder.open().unwrap_err();
+        assert!(refused.to_string().contains("belongs to base model"), "{refused}");
+    }
+    let mut session = open(folder.path());
+    session.observe_batch(&facts("first")).unwrap();
+    session.learn(&request("first"), Budget::steps(1)).unwrap();
+    drop(session);
+    let refused = builder(folder.path()).lora(LoraConfig::default()).open().unwrap_err();
+    assert_eq!(refused.kind(), "other_lora");
+    let none = Session::builder(stories::gguf()).store(folder.path().join("none")).read_only().open().unwrap_err();
+    assert!(none.to_string().contains("not a store"), "{none}");
+}
