@@ -22,7 +22,8 @@
 // Version of this interface. It grows when a program built against an older header would no longer work.
 #define MYNAH_ABI_VERSION 1
 
-// How a call ended. Numbers are grouped, never change their meaning and are never used again; unknown ones are failures.
+// How a call ended. Numbers are grouped, never change their meaning and are never used again; unknown ones are
+// failures.
 enum mynah_status
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : int32_t
@@ -210,8 +211,8 @@ typedef struct mynah_options mynah_options;
 // A model with its adapters and its store.
 //
 // It does one thing at a time, on the thread that calls: a call that comes while another one runs, or from a callback,
-// gives MYNAH_BUSY and does nothing. Only mynah_session_cancel, mynah_session_progress and mynah_last_error may come at any
-// time and from any thread.
+// gives MYNAH_BUSY and does nothing. Only mynah_session_cancel, mynah_session_progress and mynah_last_error may come
+// at any time and from any thread.
 typedef struct mynah_session mynah_session;
 
 // How text is generated. Zero means the default in every field but the first.
@@ -236,9 +237,9 @@ typedef struct {
     uint64_t seed;
 } mynah_generate_settings;
 
-// Receives new text: whole characters, `text_len` bytes without a NUL at the end, valid during the call. Returns 0 to go on,
-// anything else to stop. It runs on the thread that called, must not throw or jump out, and may cancel, but not use the
-// session otherwise.
+// Receives new text: whole characters, `text_len` bytes without a NUL at the end, valid during the call. Returns 0 to
+// go on, anything else to stop. It runs on the thread that called, must not throw or jump out, and may cancel, but not
+// use the session otherwise.
 typedef int32_t (*mynah_text_callback)(void *user_data,
                                        const char *text,
                                        size_t text_len);
@@ -371,7 +372,8 @@ mynah_status mynah_options_set_model_path(mynah_options *options,
                                           const char *path,
                                           size_t path_len);
 
-// Sets the folder that keeps what is taught and learned; it is made if it is not there. Default: none, nothing is kept.
+// Sets the folder that keeps what is taught and learned; it is made if it is not there. Default: none, nothing is
+// kept.
 //
 // # Safety
 // `options` is NULL or live. `path` has `path_len` bytes.
@@ -421,8 +423,8 @@ mynah_status mynah_options_set_context_tokens(mynah_options *options,
 mynah_status mynah_session_open(const mynah_options *options,
                                 mynah_session **out_session);
 
-// Closes a session; NULL does nothing. While a call runs it gives MYNAH_BUSY, and the session stays open: cancel first, and
-// close when the call has returned.
+// Closes a session; NULL does nothing. While a call runs it gives MYNAH_BUSY, and the session stays open: cancel
+// first, and close when the call has returned.
 //
 // # Safety
 // `session` is NULL or open. After MYNAH_OK no thread uses it again, and none begins to while this call runs.
@@ -434,8 +436,8 @@ mynah_status mynah_session_close(mynah_session *session);
 // MYNAH_STOP_REASON_CANCELLED in the report.
 //
 // # Safety
-// `session` is NULL or open. `prompt` has `prompt_len` bytes. `settings` and `out_report` are NULL or have the bytes that
-// their struct_size says. `callback` can be called with `user_data`.
+// `session` is NULL or open. `prompt` has `prompt_len` bytes. `settings` and `out_report` are NULL or have the bytes
+// that their struct_size says. `callback` can be called with `user_data`.
 mynah_status mynah_session_generate(mynah_session *session,
                                     const char *prompt,
                                     size_t prompt_len,
@@ -444,13 +446,15 @@ mynah_status mynah_session_generate(mynah_session *session,
                                     void *user_data,
                                     mynah_generate_report *out_report);
 
-// Stores what the model should have answered; it is learned by the next mynah_session_learn. Durable on return, where the
-// session has a store.
+// Stores what the model should have answered; it is learned by the next mynah_session_learn. Durable on return, where
+// the session has a store.
 //
-// `task` says what it belongs to, 1 to 64 bytes; with length 0 it is "chat". `out_example_id` may be NULL; ids count from 1.
+// `task` says what it belongs to, 1 to 64 bytes; with length 0 it is "chat". `out_example_id` may be NULL; ids count
+// from 1.
 //
 // # Safety
-// `session` is NULL or open. Each text has as many bytes as its length says. `out_example_id` is NULL or points to a number.
+// `session` is NULL or open. Each text has as many bytes as its length says. `out_example_id` is NULL or points to a
+// number.
 mynah_status mynah_session_observe(mynah_session *session,
                                    const char *prompt,
                                    size_t prompt_len,
@@ -467,8 +471,8 @@ mynah_status mynah_session_observe(mynah_session *session,
 mynah_status mynah_session_status(const mynah_session *session,
                                   mynah_session_state *out_state);
 
-// Ends the call in hand within a fraction of a second, or the next one at once if there is none. Does not wait for it. May
-// be called from any thread and from a callback.
+// Ends the call in hand within a fraction of a second, or the next one at once if there is none. Does not wait for it.
+// May be called from any thread and from a callback.
 //
 // # Safety
 // `session` is NULL or open.
@@ -481,8 +485,8 @@ mynah_status mynah_session_cancel(const mynah_session *session);
 mynah_status mynah_session_progress(const mynah_session *session,
                                     mynah_progress *out_progress);
 
-// Learns what was observed and not learned yet, until it is learned, the budget is spent, or someone cancels. A run that is
-// not finished goes on in the next call. After each step the state is in the store, where the session has one.
+// Learns what was observed and not learned yet, until it is learned, the budget is spent, or someone cancels. A run
+// that is not finished goes on in the next call. After each step the state is in the store, where the session has one.
 //
 // `budget` may be NULL for no limit, `out_report` may be NULL. A cancelled call gives MYNAH_OK, and
 // MYNAH_STOPPED_BY_CANCELLED in the report. With nothing to learn it gives MYNAH_NOTHING_TO_LEARN.
@@ -496,9 +500,9 @@ mynah_status mynah_session_learn(mynah_session *session,
 // The message of the newest failure: with a session, of that session's calls on any thread; with NULL, of any call on
 // this thread. MYNAH_BUSY is kept on the thread only. Success does not clear it; before the first failure it is empty.
 //
-// Returns the message's length in bytes without the terminating NUL. At most `buffer_len - 1` bytes of it are copied, whole
-// characters only, and a NUL is put after them. With NULL for `buffer` or 0 for `buffer_len` nothing is copied. May be
-// called from any thread while another call runs.
+// Returns the message's length in bytes without the terminating NUL. At most `buffer_len - 1` bytes of it are copied,
+// whole characters only, and a NUL is put after them. With NULL for `buffer` or 0 for `buffer_len` nothing is copied.
+// May be called from any thread while another call runs.
 //
 // # Safety
 // `session` is NULL or open. `buffer` is NULL or has room for `buffer_len` bytes.

@@ -128,8 +128,8 @@ impl From<&Report> for LearnReport {
     }
 }
 
-/// Learns what was observed and not learned yet, until it is learned, the budget is spent, or someone cancels. A run that is
-/// not finished goes on in the next call. After each step the state is in the store, where the session has one.
+/// Learns what was observed and not learned yet, until it is learned, the budget is spent, or someone cancels. A run
+/// that is not finished goes on in the next call. After each step the state is in the store, where the session has one.
 ///
 /// `budget` may be NULL for no limit, `out_report` may be NULL. A cancelled call gives MYNAH_OK, and
 /// MYNAH_STOPPED_BY_CANCELLED in the report. With nothing to learn it gives MYNAH_NOTHING_TO_LEARN.

@@ -2,11 +2,11 @@
 //!
 //! The conventions, which the header repeats for its readers:
 //!
-//! - Every call that can fail gives a [`Status`](status::Status). Values go out through pointers, which are set on failure
-//!   too, to 0 or NULL.
+//! - Every call that can fail gives a [`Status`](status::Status). Values go out through pointers, which are set on
+//!   failure too, to 0 or NULL.
 //! - Objects are opaque pointers, made and freed by paired calls; every cast of one is in `handle.rs`.
 //! - Text is UTF-8 with its length, copied during the call; the slices are made in `text.rs`.
-//! - The few structs with a layout begin with their size as the caller knows it, so that fields can be added at their end.
+//! - The few structs with a layout begin with their size as the caller knows it: fields are only added at the end.
 //! - A panic ends in `guard.rs`: the call gives `MYNAH_PANIC`, and its session is of no more use.
 //! - A session does one thing at a time, on the caller's thread. Cancel and progress never wait for it.
 #![allow(unsafe_code, reason = "the one crate that meets C pointers")]

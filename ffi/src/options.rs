@@ -103,10 +103,11 @@ pub unsafe extern "C" fn mynah_options_set_model_path(
     path_len: usize,
 ) -> Status {
     // SAFETY: the caller promises live options and `path_len` bytes.
-    unsafe { set(options, |options| Ok(options.model = Some(text(path, path_len, "path")?.into()))) }
+    unsafe { set(options, |options| &mut options.model, || Ok(Some(text(path, path_len, "path")?.into()))) }
 }
 
-/// Sets the folder that keeps what is taught and learned; it is made if it is not there. Default: none, nothing is kept.
+/// Sets the folder that keeps what is taught and learned; it is made if it is not there. Default: none, nothing is
+/// kept.
 ///
 /// # Safety
 /// `options` is NULL or live. `path` has `path_len` bytes.
@@ -117,7 +118,7 @@ pub unsafe extern "C" fn mynah_options_set_store_path(
     path_len: usize,
 ) -> Status {
     // SAFETY: the caller promises live options and `path_len` bytes.
-    unsafe { set(options, |options| Ok(options.store = Some(text(path, path_len, "path")?.into()))) }
+    unsafe { set(options, |options| &mut options.store, || Ok(Some(text(path, path_len, "path")?.into()))) }
 }
 
 /// Sets where to compute, a mynah_device. Default: MYNAH_DEVICE_CPU.
@@ -132,7 +133,7 @@ pub unsafe extern "C" fn mynah_options_set_device(options: *mut Options, device:
         _ => Err(unknown("device", device)),
     };
     // SAFETY: the caller promises live options.
-    unsafe { set(options, |options| Ok(options.device = device?)) }
+    unsafe { set(options, |options| &mut options.device, || device) }
 }
 
 /// Sets how prompts are put, a mynah_prompt_format. Default: MYNAH_PROMPT_FORMAT_AUTO.
@@ -145,7 +146,7 @@ pub unsafe extern "C" fn mynah_options_set_prompt_format(options: *mut Options, 
     let found = all.into_iter().find(|format| *format as i32 == prompt_format);
     let found = found.ok_or_else(|| unknown("prompt_format", prompt_format));
     // SAFETY: the caller promises live options.
-    unsafe { set(options, |options| Ok(options.prompt_format = found?)) }
+    unsafe { set(options, |options| &mut options.prompt_format, || found) }
 }
 
 /// Sets the number of threads to compute on. Default, and 0: one per core.
@@ -155,7 +156,7 @@ pub unsafe extern "C" fn mynah_options_set_prompt_format(options: *mut Options, 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mynah_options_set_threads(options: *mut Options, threads: u32) -> Status {
     // SAFETY: the caller promises live options.
-    unsafe { set(options, |options| Ok(options.threads = threads)) }
+    unsafe { set(options, |options| &mut options.threads, || Ok(threads)) }
 }
 
 /// Sets where the randomness of adapters and learning starts. Default 0. Sampling has a seed of its own.
@@ -165,7 +166,7 @@ pub unsafe extern "C" fn mynah_options_set_threads(options: *mut Options, thread
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mynah_options_set_seed(options: *mut Options, seed: u64) -> Status {
     // SAFETY: the caller promises live options.
-    unsafe { set(options, |options| Ok(options.seed = seed)) }
+    unsafe { set(options, |options| &mut options.seed, || Ok(seed)) }
 }
 
 /// Sets how many tokens prompt and answer can have together, at most what the model was made for. Default, and 0: 2048.
@@ -176,17 +177,23 @@ pub unsafe extern "C" fn mynah_options_set_seed(options: *mut Options, seed: u64
 pub unsafe extern "C" fn mynah_options_set_context_tokens(options: *mut Options, context_tokens: u32) -> Status {
     let tokens = Some(context_tokens).filter(|tokens| *tokens > 0);
     // SAFETY: the caller promises live options.
-    unsafe { set(options, |options| Ok(options.context_tokens = tokens)) }
+    unsafe { set(options, |options| &mut options.context_tokens, || Ok(tokens)) }
 }
 
-/// Changes options; they stay as they are if `change` fails.
+/// Sets one of the options; it stays as it is if there is no value for it.
 ///
 /// # Safety
 /// `options` is NULL or live, and nobody else uses it.
-unsafe fn set(options: *mut Options, change: impl FnOnce(&mut Options) -> Result<(), Failure>) -> Status {
+unsafe fn set<T>(
+    options: *mut Options,
+    option: impl FnOnce(&mut Options) -> &mut T,
+    value: impl FnOnce() -> Result<T, Failure>,
+) -> Status {
     guard::entry(|| {
         // SAFETY: the caller promises NULL or live options.
-        change(unsafe { handle::borrow_mut(options, "options") }?)
+        let options = unsafe { handle::borrow_mut(options, "options") }?;
+        *option(options) = value()?;
+        Ok(())
     })
 }
 

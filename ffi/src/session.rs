@@ -19,8 +19,8 @@ use crate::{guard, handle};
 /// A model with its adapters and its store.
 ///
 /// It does one thing at a time, on the thread that calls: a call that comes while another one runs, or from a callback,
-/// gives MYNAH_BUSY and does nothing. Only mynah_session_cancel, mynah_session_progress and mynah_last_error may come at any
-/// time and from any thread.
+/// gives MYNAH_BUSY and does nothing. Only mynah_session_cancel, mynah_session_progress and mynah_last_error may come
+/// at any time and from any thread.
 #[derive(Debug)]
 pub struct SessionHandle {
     session: Mutex<Session>,
@@ -75,9 +75,9 @@ fn poisoned() -> Failure {
     Failure::new(Status::POISONED, "a call on this session panicked before; it can only be closed")
 }
 
-/// Receives new text: whole characters, `text_len` bytes without a NUL at the end, valid during the call. Returns 0 to go on,
-/// anything else to stop. It runs on the thread that called, must not throw or jump out, and may cancel, but not use the
-/// session otherwise.
+/// Receives new text: whole characters, `text_len` bytes without a NUL at the end, valid during the call. Returns 0 to
+/// go on, anything else to stop. It runs on the thread that called, must not throw or jump out, and may cancel, but not
+/// use the session otherwise.
 pub type TextCallback =
     Option<unsafe extern "C" fn(user_data: *mut c_void, text: *const c_char, text_len: usize) -> i32>;
 
@@ -340,8 +340,8 @@ pub unsafe extern "C" fn mynah_session_open(options: *const Options, out_session
     })
 }
 
-/// Closes a session; NULL does nothing. While a call runs it gives MYNAH_BUSY, and the session stays open: cancel first, and
-/// close when the call has returned.
+/// Closes a session; NULL does nothing. While a call runs it gives MYNAH_BUSY, and the session stays open: cancel
+/// first, and close when the call has returned.
 ///
 /// # Safety
 /// `session` is NULL or open. After MYNAH_OK no thread uses it again, and none begins to while this call runs.
@@ -355,8 +355,11 @@ pub unsafe extern "C" fn mynah_session_close(session: *mut SessionHandle) -> Sta
         let turn = unsafe { handle::borrow(session, "session") }?.turn().map(drop);
         match turn {
             Err(failure) if failure.status == Status::BUSY => Err(failure),
-            // SAFETY: no call has it, and the caller promises that none will.
-            _ => Ok(drop(unsafe { handle::take(session) })),
+            _ => {
+                // SAFETY: no call has it, and the caller promises that none will.
+                drop(unsafe { handle::take(session) });
+                Ok(())
+            }
         }
     })
 }
@@ -367,8 +370,8 @@ pub unsafe extern "C" fn mynah_session_close(session: *mut SessionHandle) -> Sta
 /// MYNAH_STOP_REASON_CANCELLED in the report.
 ///
 /// # Safety
-/// `session` is NULL or open. `prompt` has `prompt_len` bytes. `settings` and `out_report` are NULL or have the bytes that
-/// their struct_size says. `callback` can be called with `user_data`.
+/// `session` is NULL or open. `prompt` has `prompt_len` bytes. `settings` and `out_report` are NULL or have the bytes
+/// that their struct_size says. `callback` can be called with `user_data`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mynah_session_generate(
     session: *mut SessionHandle,
@@ -405,13 +408,15 @@ pub unsafe extern "C" fn mynah_session_generate(
     unsafe { guard::alone(session, work) }
 }
 
-/// Stores what the model should have answered; it is learned by the next mynah_session_learn. Durable on return, where the
-/// session has a store.
+/// Stores what the model should have answered; it is learned by the next mynah_session_learn. Durable on return, where
+/// the session has a store.
 ///
-/// `task` says what it belongs to, 1 to 64 bytes; with length 0 it is "chat". `out_example_id` may be NULL; ids count from 1.
+/// `task` says what it belongs to, 1 to 64 bytes; with length 0 it is "chat". `out_example_id` may be NULL; ids count
+/// from 1.
 ///
 /// # Safety
-/// `session` is NULL or open. Each text has as many bytes as its length says. `out_example_id` is NULL or points to a number.
+/// `session` is NULL or open. Each text has as many bytes as its length says. `out_example_id` is NULL or points to a
+/// number.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mynah_session_observe(
     session: *mut SessionHandle,
@@ -465,8 +470,8 @@ pub unsafe extern "C" fn mynah_session_status(session: *const SessionHandle, out
     unsafe { guard::alone(session, work) }
 }
 
-/// Ends the call in hand within a fraction of a second, or the next one at once if there is none. Does not wait for it. May
-/// be called from any thread and from a callback.
+/// Ends the call in hand within a fraction of a second, or the next one at once if there is none. Does not wait for it.
+/// May be called from any thread and from a callback.
 ///
 /// # Safety
 /// `session` is NULL or open.

@@ -10,7 +10,8 @@ use runtime::SessionError;
 use crate::session::SessionHandle;
 use crate::{handle, text};
 
-/// How a call ended. Numbers are grouped, never change their meaning and are never used again; unknown ones are failures.
+/// How a call ended. Numbers are grouped, never change their meaning and are never used again; unknown ones are
+/// failures.
 /// cbindgen:rename-all=prefix:MYNAH_
 #[allow(non_camel_case_types, clippy::upper_case_acronyms, reason = "they are C constants")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,9 +156,9 @@ pub(crate) fn remember_on_thread(message: &str) {
 /// The message of the newest failure: with a session, of that session's calls on any thread; with NULL, of any call on
 /// this thread. MYNAH_BUSY is kept on the thread only. Success does not clear it; before the first failure it is empty.
 ///
-/// Returns the message's length in bytes without the terminating NUL. At most `buffer_len - 1` bytes of it are copied, whole
-/// characters only, and a NUL is put after them. With NULL for `buffer` or 0 for `buffer_len` nothing is copied. May be
-/// called from any thread while another call runs.
+/// Returns the message's length in bytes without the terminating NUL. At most `buffer_len - 1` bytes of it are copied,
+/// whole characters only, and a NUL is put after them. With NULL for `buffer` or 0 for `buffer_len` nothing is copied.
+/// May be called from any thread while another call runs.
 ///
 /// # Safety
 /// `session` is NULL or open. `buffer` is NULL or has room for `buffer_len` bytes.

@@ -22,7 +22,8 @@ pub(crate) unsafe fn text<'a>(pointer: *const c_char, len: usize, name: &str) ->
     if isize::try_from(len).is_err() {
         return Err(Failure::new(Status::INVALID_ARGUMENT, format!("`{name}` cannot have {len} bytes")));
     }
-    // SAFETY: not NULL, so the caller promises `len` readable bytes for `'a`; `len` fits an isize, and bytes need no alignment.
+    // SAFETY: not NULL, so the caller promises `len` readable bytes for `'a`; `len` fits an isize, and bytes need no
+    // alignment.
     let bytes = unsafe { slice::from_raw_parts(pointer.cast::<u8>(), len) };
     str::from_utf8(bytes).map_err(|error| {
         let message = format!("`{name}` is not UTF-8 from byte {} on", error.valid_up_to());
@@ -37,8 +38,8 @@ pub(crate) unsafe fn text<'a>(pointer: *const c_char, len: usize, name: &str) ->
 pub(crate) unsafe fn copy_out(text: &str, buffer: *mut c_char, buffer_len: usize) -> usize {
     if !buffer.is_null() && buffer_len > 0 {
         let fitting = text.floor_char_boundary(buffer_len - 1);
-        // SAFETY: `fitting` is at most the text's length and less than the buffer's, which the caller promises; the text is
-        // ours, so the two do not overlap.
+        // SAFETY: `fitting` is at most the text's length and less than the buffer's, which the caller promises; the
+        // text is ours, so the two do not overlap.
         unsafe {
             ptr::copy_nonoverlapping(text.as_ptr().cast::<c_char>(), buffer, fitting);
             buffer.add(fitting).write(0);

@@ -1,4 +1,5 @@
-//! The C border from outside: the header is what the code says, C and C++ compilers take it, and a C program links and runs.
+//! The C border from outside: the header is what the code says, C and C++ compilers take it, and a C program links and
+//! runs.
 
 use std::env;
 use std::ffi::OsString;
@@ -96,8 +97,8 @@ fn check_smoke(folder: &Path, name: &str, linked: &[OsString]) {
 
 /// The folder with the shared and the static library, as new as the code.
 ///
-/// `cargo test` builds neither: nothing in Rust links them. The whole workspace is selected here as it is for the tests, so
-/// that features are the same and only this one crate is built.
+/// `cargo test` builds neither: nothing in Rust links them. The whole workspace is selected here as it is for the
+/// tests, so that features are the same and only this one crate is built.
 fn built_libraries() -> PathBuf {
     let executable = env::current_exe().unwrap();
     let profile_folder = executable.ancestors().nth(2).unwrap();
