@@ -16,6 +16,8 @@ pub(crate) struct FaultyFiles {
     nth: usize,
     error: i32,
     is_done_anyway: bool,
+    /// Most bytes that one read or write moves.
+    most_bytes: usize,
     /// Growths that find no room.
     growths_refused: AtomicUsize,
 }
@@ -32,7 +34,16 @@ impl FaultyFiles {
             nth,
             error,
             is_done_anyway: false,
+            most_bytes: usize::MAX,
             growths_refused: AtomicUsize::new(0),
+        }
+    }
+
+    /// Moves at most `most_bytes` with one read or write.
+    pub(crate) fn short(most_bytes: usize) -> Self {
+        Self {
+            most_bytes,
+            ..Self::new(usize::MAX, 0)
         }
     }
 
@@ -103,10 +114,13 @@ impl Files for FaultyFiles {
     }
 
     fn read_at(&self, file: &File, offset: u64, bytes: &mut [u8]) -> io::Result<usize> {
+        let most = bytes.len().min(self.most_bytes);
+        let bytes = &mut bytes[..most];
         self.call("read_at", || SystemFiles.read_at(file, offset, bytes))
     }
 
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        let bytes = &bytes[..bytes.len().min(self.most_bytes)];
         self.call("write_at", || SystemFiles.write_at(file, offset, bytes))
             .inspect_err(|_| {
                 let _ = SystemFiles.write_at(file, offset, &bytes[..bytes.len() / 2]);
