@@ -659,6 +659,25 @@ mod tests {
     }
 
     #[test]
+    fn short_reads_and_writes_are_carried_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Arc::new(FaultyFiles::short(13));
+        let again = || {
+            let files = files.clone();
+            Store::create_or_open_with(files, folder.path(), &IDENTITY, &OPTIONS, 0).unwrap()
+        };
+        let (mut store, _) = again();
+        store.replay.append(&[example(1), example(2)]).unwrap();
+        commit(&mut store, 1.0).unwrap();
+        drop(store);
+        let (mut store, _) = again();
+        assert_eq!(store.replay.read(ExampleId(2)).unwrap(), example(2));
+        let revision = store.revisions.load(1).unwrap();
+        assert_eq!(revision.f32s("fast").unwrap(), [1.0; 10]);
+        assert!(store.verify().unwrap().is_ok());
+    }
+
+    #[test]
     fn whichever_file_call_fails_the_store_opens_again_with_everything_acknowledged() {
         for error in [ENOSPC, EIO, EINTR] {
             for nth in 0.. {

@@ -134,11 +134,16 @@ impl<M: Medium> ReplayLog<M> {
         let entry = found.ok_or(ReplayError::NotFound { id })?;
         let offset = entry.frame_at;
         let damaged = ReplayError::Damaged { id, offset };
-        let mut frame = self.read_frame(offset)?;
-        if FrameHeader::parse(&frame).is_none() {
-            frame = self.repaired_frame(offset)?.unwrap_or_default();
-        }
-        let Some((_, payload)) = FrameHeader::parse(&frame) else {
+        let frame = self.read_frame(offset)?;
+        let repaired;
+        let parsed = match FrameHeader::parse(&frame) {
+            Some(parsed) => Some(parsed),
+            None => {
+                repaired = self.repaired_frame(offset)?;
+                repaired.as_deref().and_then(FrameHeader::parse)
+            }
+        };
+        let Some((_, payload)) = parsed else {
             return Err(damaged);
         };
         let record = payload.get(entry.record_at as usize..);
