@@ -27,29 +27,17 @@ pub(crate) const EINTR: i32 = 4;
 impl FaultyFiles {
     /// Fails the `nth` call with the error number `error`.
     pub(crate) fn new(nth: usize, error: i32) -> Self {
-        Self {
-            calls: Mutex::new(Vec::new()),
-            nth,
-            error,
-            is_done_anyway: false,
-            growths_refused: AtomicUsize::new(0),
-        }
+        Self { calls: Mutex::new(Vec::new()), nth, error, is_done_anyway: false, growths_refused: AtomicUsize::new(0) }
     }
 
     /// Has no room for the first `growths` growths.
     pub(crate) fn full_disk(growths: usize) -> Self {
-        Self {
-            growths_refused: AtomicUsize::new(growths),
-            ..Self::new(usize::MAX, 0)
-        }
+        Self { growths_refused: AtomicUsize::new(growths), ..Self::new(usize::MAX, 0) }
     }
 
     /// Does what the `nth` call asks and then says that it failed.
     pub(crate) fn after_the_fact(nth: usize, error: i32) -> Self {
-        Self {
-            is_done_anyway: true,
-            ..Self::new(nth, error)
-        }
+        Self { is_done_anyway: true, ..Self::new(nth, error) }
     }
 
     /// The number of calls so far.
@@ -107,10 +95,9 @@ impl Files for FaultyFiles {
     }
 
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
-        self.call("write_at", || SystemFiles.write_at(file, offset, bytes))
-            .inspect_err(|_| {
-                let _ = SystemFiles.write_at(file, offset, &bytes[..bytes.len() / 2]);
-            })
+        self.call("write_at", || SystemFiles.write_at(file, offset, bytes)).inspect_err(|_| {
+            let _ = SystemFiles.write_at(file, offset, &bytes[..bytes.len() / 2]);
+        })
     }
 
     fn sync_data(&self, file: &File) -> io::Result<()> {

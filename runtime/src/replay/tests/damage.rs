@@ -27,11 +27,7 @@ fn check_only_truth<M: Medium>(log: &mut ReplayLog<M>, stored: &[Example]) -> us
 fn a_flipped_bit_costs_the_last_batch_at_most_and_is_reported() {
     let (flash, stored) = filled(20);
     let (log, _) = open(flash.clone(), 1);
-    let used_bytes = flash
-        .image()
-        .iter()
-        .rposition(|&byte| byte != 0xFF)
-        .unwrap();
+    let used_bytes = flash.image().iter().rposition(|&byte| byte != 0xFF).unwrap();
     let last_frame_at = log.index.entries().last().unwrap().frame_at as usize;
     for bit in 0..flash.image().len() * 8 {
         let mut flipped = flash.clone();
@@ -40,15 +36,8 @@ fn a_flipped_bit_costs_the_last_batch_at_most_and_is_reported() {
         let kept = check_only_truth(&mut log, &stored);
         // Nothing behind the last frame shows that it was whole once; it holds two records.
         let is_in_last = (last_frame_at..=used_bytes).contains(&(bit / 8));
-        assert_eq!(
-            kept,
-            stored.len() - if is_in_last { 2 } else { 0 },
-            "bit {bit}"
-        );
-        let is_unused = flash.image()[bit / 8..]
-            .iter()
-            .take(512 - bit / 8 % 512)
-            .all(|&b| b == 0xFF);
+        assert_eq!(kept, stored.len() - if is_in_last { 2 } else { 0 }, "bit {bit}");
+        let is_unused = flash.image()[bit / 8..].iter().take(512 - bit / 8 % 512).all(|&b| b == 0xFF);
         assert!(!report.dropped.is_empty() || is_unused, "bit {bit}");
         // It can still be appended to.
         let id = log.append(&[example(999)]).unwrap()[0];
@@ -156,8 +145,7 @@ fn check_mangled(flash: &SimFlash<8, 512>, stored: &[Example], seed: u64) {
             _ => image[at..end].fill(noise as u8),
         }
     }
-    let Ok((mut log, _)) = ReplayLog::open(SimFlash::<8, 512>::from_image(image), &config(1))
-    else {
+    let Ok((mut log, _)) = ReplayLog::open(SimFlash::<8, 512>::from_image(image), &config(1)) else {
         return;
     };
     check_only_truth(&mut log, stored);
@@ -188,11 +176,7 @@ fn more_than_a_flipped_bit_in_an_open_log_is_an_error_that_names_the_record() {
     }
     assert!(log.read(ExampleId(3)).is_err());
     let missing = log.verify().unwrap().missing;
-    assert_eq!(
-        missing,
-        [3, 4, 5, 6].map(ExampleId),
-        "the log ends before it"
-    );
+    assert_eq!(missing, [3, 4, 5, 6].map(ExampleId), "the log ends before it");
 }
 
 #[test]
@@ -218,9 +202,7 @@ fn mangled_images_many() {
 fn random_images_never_panic() {
     let (flash, _) = filled(20);
     for seed in 0..20_000_u64 {
-        let mut image: Vec<u8> = (0..2048 / 8)
-            .flat_map(|at| mix(seed ^ mix(at)).to_le_bytes())
-            .collect();
+        let mut image: Vec<u8> = (0..2048 / 8).flat_map(|at| mix(seed ^ mix(at)).to_le_bytes()).collect();
         for nth in 0..mix(seed) % 5 {
             let noise = mix(seed ^ mix(nth + 77));
             let from = (noise as usize % flash.image().len()) & !7;
@@ -229,8 +211,7 @@ fn random_images_never_panic() {
             let len = len.min(image.len() - to);
             image[to..to + len].copy_from_slice(&flash.image()[from..from + len]);
         }
-        if let Ok((mut log, _)) = ReplayLog::open(SimFlash::<8, 512>::from_image(image), &config(1))
-        {
+        if let Ok((mut log, _)) = ReplayLog::open(SimFlash::<8, 512>::from_image(image), &config(1)) {
             let _ = log.verify().unwrap();
             let _ = log.append(&[example(seed)]);
         }
@@ -261,9 +242,7 @@ fn crafted_images_never_panic() {
             };
             let base = slot as usize * 512;
             image[base..base + 96].copy_from_slice(&header.encode());
-            let payload: Vec<u8> = (0..noise(slot + 8) % 200)
-                .map(|at| (noise(at + 100) % 4) as u8)
-                .collect();
+            let payload: Vec<u8> = (0..noise(slot + 8) % 200).map(|at| (noise(at + 100) % 4) as u8).collect();
             let mut frame = FrameHeader {
                 codec: (noise(slot + 12) % 4 == 0) as u8,
                 records: 1 + (noise(slot + 16) % 3) as u16,
