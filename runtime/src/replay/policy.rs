@@ -178,9 +178,8 @@ impl Memory {
         self.slots.iter().any(|slot| slot.id == id)
     }
 
-    /// Whether its parts agree with each other; of what was read from a file.
-    #[cfg_attr(not(any(feature = "std", test)), expect(dead_code))]
-    pub(crate) fn is_sound(&self) -> bool {
+    /// Whether its parts agree with each other. Asked of what was read from a file before it is used.
+    pub fn is_sound(&self) -> bool {
         let held = |number| self.slots.iter().filter(|slot| slot.task as usize == number).count();
         self.seen < u64::MAX / 2
             && self.tasks.iter().all(|task| task.seen <= self.seen)
