@@ -10,5 +10,19 @@ use std::path::PathBuf;
 
 /// SmolLM2's file where `mynah pull` keeps it, if it is there.
 pub fn cached_smollm2() -> Option<PathBuf> {
-    None
+    let folder = match std::env::var_os("MYNAH_CACHE") {
+        Some(folder) if !folder.is_empty() => PathBuf::from(folder),
+        _ => directories::ProjectDirs::from("", "", "mynah")?.cache_dir().join("models"),
+    };
+    Some(folder.join("SmolLM2-135M-Instruct.Q4_1.gguf")).filter(|file| file.is_file())
+}
+
+/// Says aloud that a test is skipped, or fails it where the environment variable demands that it runs.
+///
+/// # Panics
+/// If `demanded_by` is set to anything but `0`.
+pub fn skip(test: &str, reason: &str, demanded_by: &str) {
+    let demanded = std::env::var(demanded_by).is_ok_and(|value| value != "0");
+    assert!(!demanded, "{test}: {reason}, and {demanded_by} is set");
+    eprintln!("SKIPPED {test}: {reason}");
 }
