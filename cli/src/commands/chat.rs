@@ -14,9 +14,9 @@ use rustyline::error::ReadlineError;
 use serde::Serialize;
 
 use crate::commands::generate::{SamplingArgs, has_chat_template, streamed};
-use crate::commands::learn::{LoraArgs, MethodArgs};
 use crate::error::CliError;
 use crate::interrupt;
+use crate::method::{LoraArgs, MethodArgs};
 use crate::open::{self, ModelArg};
 use crate::options::Options;
 use crate::output::Output;
