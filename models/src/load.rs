@@ -90,7 +90,7 @@ impl<'a> Loader<'a> {
     }
 
     fn norm(&self, name: &str, len: usize) -> Result<RmsNorm, LoadError> {
-        Ok(RmsNorm::new(self.vector(name, len)?, f64::from(self.config.rms_norm_eps)))
+        Ok(RmsNorm::new(self.gguf.vector_f32(name, len)?, self.config.rms_norm_eps))
     }
 
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Frozen, LoadError> {

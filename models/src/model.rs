@@ -13,7 +13,7 @@ use crate::device_adapter::DeviceAdapter;
 use crate::error::LoadError;
 use crate::families;
 use crate::load::Loader;
-use crate::nn::{AttentionShape, Decoder, KvCache, Pass, Stop, causal_mask};
+use crate::nn::{AttentionShape, Decoder, KvCache, Pass, Stop};
 use crate::ops::{RopeAngles, packed_linear, token_nll};
 use crate::weights::Gguf;
 
@@ -130,7 +130,6 @@ impl Model {
             rows: batch.rows(),
             cols: batch.cols(),
             angles: RopeAngles::new(positions, &self.decoder.rope_frequencies),
-            mask: causal_mask(batch.cols(), 0, self.device.burn()),
             adapter,
             cache: None,
             stop,
@@ -204,7 +203,6 @@ impl Model {
             rows: 1,
             cols: ids.len(),
             angles: RopeAngles::new(past..past + ids.len(), &self.decoder.rope_frequencies),
-            mask: causal_mask(ids.len(), past, self.device.burn()),
             adapter,
             cache: Some(cache),
             stop,

@@ -1,10 +1,10 @@
 //! Causal attention with grouped queries.
 
-use burn::tensor::{Device, Tensor, activation::softmax};
+use burn::tensor::{Device, Tensor};
 
 use super::{Linear, Pass, RmsNorm};
 use crate::config::ModelConfig;
-use crate::ops::rope;
+use crate::ops::{Geometry, attention, rope};
 
 /// Heads and their size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ impl AttentionShape {
     }
 }
 
-/// `o(softmax(rope(q) · rope(k)ᵀ / sqrt(head_dim) + mask) · v)`, with q and k normalized per head where a family does that.
+/// `o(softmax(rope(q) · rope(k)ᵀ / sqrt(head_dim)) · v)`, with q and k normalized per head where a family does that.
 #[derive(Debug)]
 pub(crate) struct Attention {
     pub(crate) shape: AttentionShape,
@@ -58,25 +58,15 @@ impl Attention {
     }
 
     fn attend(&self, q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, layer: usize, pass: &mut Pass<'_>) -> Tensor<2> {
-        let AttentionShape { num_attention_heads, num_key_value_heads: kv_heads, head_dim } = self.shape;
-        let (rows, cols, group) = (pass.rows, pass.cols, num_attention_heads / kv_heads);
-        // The queries of a group read the same keys: they lie one after another, so no key is repeated.
-        let q = q.reshape([rows, cols, kv_heads, group, head_dim]).permute([0, 2, 3, 1, 4]);
-        let q = q.reshape([rows, kv_heads, group * cols, head_dim]).mul_scalar(1.0 / (head_dim as f32).sqrt());
-        let by_head = |x: Tensor<2>| x.reshape([rows, cols, kv_heads, head_dim]).swap_dims(1, 2);
-        let (mut k, mut v) = (by_head(k), by_head(v));
-        if let Some(cache) = pass.cache.as_deref_mut() {
-            let (keys, values) = cache.append(layer, k.squeeze_dim(0), v.squeeze_dim(0));
-            (k, v) = (keys.unsqueeze(), values.unsqueeze());
+        let AttentionShape { num_attention_heads: heads, num_key_value_heads, head_dim } = self.shape;
+        let (rows, cols) = (pass.rows, pass.cols);
+        match pass.cache.as_deref_mut() {
+            Some(cache) => {
+                let past = cache.len();
+                let (keys, values, room) = cache.append(layer, k, v);
+                attention(q, keys, values, Geometry::of_cache(cols, past, room, heads, num_key_value_heads, head_dim))
+            }
+            None => attention(q, k, v, Geometry::of_batch(rows, cols, heads, num_key_value_heads, head_dim)),
         }
-        let mut scores = q.matmul(k.swap_dims(2, 3));
-        if let Some(mask) = &pass.mask {
-            let [_, _, _, seen] = mask.dims();
-            let grouped = scores.reshape([rows * kv_heads, group, cols, seen]) + mask.clone();
-            scores = grouped.reshape([rows, kv_heads, group * cols, seen]);
-        }
-        let mixed = softmax(scores, 3).matmul(v);
-        let mixed = mixed.reshape([rows, kv_heads, group, cols, head_dim]).permute([0, 3, 1, 2, 4]);
-        mixed.reshape([rows * cols, num_attention_heads * head_dim])
     }
 }

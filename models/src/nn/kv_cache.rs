@@ -72,26 +72,31 @@ impl KvCache {
         tokens.next_power_of_two().max(FIRST_ROOM_TOKENS).min(self.capacity_tokens)
     }
 
-    /// Puts new keys and values `[num_key_value_heads, new, head_dim]` of a layer behind the cached ones, and gives all of them.
-    /// The length grows with [`advance`](Self::advance), once all layers have theirs.
-    pub(crate) fn append(&mut self, layer: usize, keys: Tensor<3>, values: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
-        let [heads, new, width] = keys.dims();
-        let end = self.len_tokens + new;
+    /// Puts new keys and values `[new, num_key_value_heads · head_dim]` of a layer behind the cached ones. Gives all of them,
+    /// `[num_key_value_heads · room, head_dim]`, and the room. The length grows with [`advance`](Self::advance), once all
+    /// layers have theirs.
+    pub(crate) fn append(&mut self, layer: usize, keys: Tensor<2>, values: Tensor<2>) -> (Tensor<2>, Tensor<2>, usize) {
+        let AttentionShape { num_key_value_heads: heads, head_dim: width, .. } = self.shape;
+        let [new, _] = keys.dims();
+        let (past, end) = (self.len_tokens, self.len_tokens + new);
         assert!(end <= self.capacity_tokens, "{end} tokens do not fit a cache of {}", self.capacity_tokens);
-        let room = self.room_for(end);
-        let (shape, device, past) = (self.shape, &self.device, self.len_tokens);
+        let (room, shape, device) = (self.room_for(end), self.shape, &self.device);
         let slot = &mut self.layers[layer];
-        let put = |stored: &mut Tensor<3>, added: Tensor<3>| {
+        let put = |stored: &mut Tensor<3>, added: Tensor<2>| {
             // Taken out, so that it is the only handle and may be written in place.
             let mut all = std::mem::replace(stored, Tensor::empty([0, 0, 0], device));
             if all.dims()[1] < room {
                 let kept = all.slice([0..heads, 0..past, 0..width]);
                 all = shape.zeros(room, device).slice_assign([0..heads, 0..past, 0..width], kept);
             }
+            let added = added.reshape([new, heads, width]).swap_dims(0, 1);
             *stored = all.slice_assign([0..heads, past..end, 0..width], added);
-            stored.clone().slice([0..heads, 0..end, 0..width])
+            let room = stored.dims()[1];
+            (stored.clone().reshape([heads * room, width]), room)
         };
-        (put(&mut slot.keys, keys), put(&mut slot.values, values))
+        let (keys, room) = put(&mut slot.keys, keys);
+        let (values, _) = put(&mut slot.values, values);
+        (keys, values, room)
     }
 
     /// Counts `new` tokens that every layer has appended.

@@ -1,8 +1,9 @@
 //! The gated feed-forward layer.
 
-use burn::tensor::{Tensor, activation::silu};
+use burn::tensor::Tensor;
 
 use super::{Linear, Pass};
+use crate::ops::swiglu;
 
 /// `down(silu(gate(x)) · up(x))`.
 #[derive(Debug)]
@@ -16,8 +17,8 @@ impl Mlp {
     /// # Shapes
     /// `x` and the result `[tokens, hidden_size]`.
     pub(crate) fn forward(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        let gate = silu(self.gate_proj.forward(x.clone(), pass));
+        let gate = self.gate_proj.forward(x.clone(), pass);
         let up = self.up_proj.forward(x, pass);
-        self.down_proj.forward(gate * up, pass)
+        self.down_proj.forward(swiglu(gate, up), pass)
     }
 }

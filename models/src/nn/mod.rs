@@ -18,6 +18,6 @@ pub(crate) use decoder_layer::DecoderLayer;
 pub use kv_cache::KvCache;
 pub(crate) use linear::{Linear, LoraBranch};
 pub(crate) use mlp::Mlp;
+pub(crate) use pass::Pass;
 pub use pass::Stop;
-pub(crate) use pass::{Pass, causal_mask};
 pub(crate) use rms_norm::RmsNorm;

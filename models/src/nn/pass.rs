@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::tensor::{Device, Tensor, TensorData};
-
 use super::KvCache;
 use crate::compute_error::ComputeError;
 use crate::device_adapter::DeviceAdapter;
@@ -44,8 +42,6 @@ pub(crate) struct Pass<'a> {
     pub(crate) cols: usize,
     /// The turns of every token, in the order of the batch.
     pub(crate) angles: RopeAngles,
-    /// Added to attention scores: `[1, 1, cols, past + cols]`, 0 or −∞. None where every key may be seen.
-    pub(crate) mask: Option<Tensor<4>>,
     /// The adapter whose branches join the projections.
     pub(crate) adapter: Option<&'a DeviceAdapter>,
     /// Keys and values of earlier tokens; only with one row.
@@ -59,18 +55,4 @@ impl Pass<'_> {
     pub(crate) fn check_stop(&self) -> Result<(), ComputeError> {
         if self.stop.is_set() { Err(ComputeError::Cancelled) } else { Ok(()) }
     }
-}
-
-/// The causal mask of `cols` new tokens after `past` earlier ones; None for a single token, which may see all.
-///
-/// Batches are padded on the right, so a real token never sees padding and needs no other mask.
-pub(crate) fn causal_mask(cols: usize, past: usize, device: &Device) -> Option<Tensor<4>> {
-    if cols == 1 {
-        return None;
-    }
-    let mut mask = vec![0.0f32; cols * (past + cols)];
-    for (query, row) in mask.chunks_exact_mut(past + cols).enumerate() {
-        row[past + query + 1..].fill(f32::NEG_INFINITY);
-    }
-    Some(Tensor::from_data(TensorData::new(mask, [1, 1, cols, past + cols]), device))
 }

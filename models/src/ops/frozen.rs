@@ -1,9 +1,9 @@
 //! A packed weight matrix that training never changes, with room for a device's copy of it.
 
-use std::any::Any;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
+use super::device_copy::DeviceCopy;
 use crate::quant::PackedMatrix;
 
 /// A packed matrix shared by the model, its operations and their gradients; cloning copies a pointer.
@@ -14,13 +14,13 @@ pub(crate) struct Frozen(Arc<Inner>);
 
 struct Inner {
     matrix: PackedMatrix,
-    on_device: OnceLock<Box<dyn Any + Send + Sync>>,
+    on_device: DeviceCopy,
 }
 
 impl Frozen {
     /// Wraps a packed matrix.
     pub(crate) fn new(matrix: PackedMatrix) -> Self {
-        Self(Arc::new(Inner { matrix, on_device: OnceLock::new() }))
+        Self(Arc::new(Inner { matrix, on_device: DeviceCopy::default() }))
     }
 
     /// The host's packed matrix, `[d_out, d_in]`.
@@ -28,17 +28,10 @@ impl Frozen {
         &self.0.matrix
     }
 
-    /// The copy that `upload` made at the first call. One model lives on one device, so there is one copy.
-    ///
-    /// # Panics
-    /// If called for two types of copies: a mistake of ours.
+    /// The copy that `upload` made at the first call.
     #[cfg_attr(not(feature = "gpu"), expect(dead_code))]
     pub(crate) fn on_device<T: Send + Sync + 'static>(&self, upload: impl FnOnce(&PackedMatrix) -> T) -> &T {
-        let copy = self.0.on_device.get_or_init(|| Box::new(upload(&self.0.matrix)));
-        match copy.downcast_ref() {
-            Some(copy) => copy,
-            None => panic!("a frozen matrix has one kind of device copy, asked for {}", std::any::type_name::<T>()),
-        }
+        self.0.on_device.get(|| upload(&self.0.matrix))
     }
 }
 

@@ -4,17 +4,24 @@
 //! dispatches on, the CPU implementation, the rule for the gradient. The implementations for GPUs live in
 //! `kernels/gpu/`. Each operation has a scalar reference that it is tested against.
 
+pub(crate) mod attention;
+mod device_copy;
 pub(crate) mod embedding;
 mod frozen;
 pub(crate) mod head_loss;
 pub(crate) mod packed_linear;
+pub(crate) mod rms_norm;
 pub(crate) mod rope;
+pub(crate) mod swiglu;
 
+pub(crate) use attention::{Geometry, attention};
 pub(crate) use embedding::embedding;
 pub(crate) use frozen::Frozen;
 pub(crate) use head_loss::token_nll;
 pub(crate) use packed_linear::packed_linear;
+pub(crate) use rms_norm::{NormWeight, rms_norm};
 pub(crate) use rope::{RopeAngles, rope};
+pub(crate) use swiglu::swiglu;
 
 use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;

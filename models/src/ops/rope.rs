@@ -1,8 +1,7 @@
 //! Rotary position embedding in the half-split form: dimension `i` of a head turns with dimension `i + head_dim / 2`.
 //! Its gradient is the turn back.
 
-use std::any::Any;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
@@ -12,6 +11,7 @@ use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
+use super::device_copy::DeviceCopy;
 use super::{contiguous, cpu_matrix, cpu_tensor};
 
 /// Turns each head of each row by its position's angles.
@@ -30,7 +30,8 @@ pub(crate) fn rope(x: Tensor<2>, angles: &RopeAngles) -> Tensor<2> {
 struct Turns {
     cos: Vec<f32>,
     sin: Vec<f32>,
-    on_device: OnceLock<[Box<dyn Any + Send + Sync>; 2]>,
+    cos_on_device: DeviceCopy,
+    sin_on_device: DeviceCopy,
 }
 
 /// Cosines and sines of some rows' positions; cloning copies a pointer.
@@ -58,7 +59,12 @@ impl RopeAngles {
             }
         }
         Self {
-            turns: Arc::new(Turns { cos, sin, on_device: OnceLock::new() }),
+            turns: Arc::new(Turns {
+                cos,
+                sin,
+                cos_on_device: DeviceCopy::default(),
+                sin_on_device: DeviceCopy::default(),
+            }),
             half: frequencies.len(),
             direction: 1.0,
         }
@@ -89,17 +95,11 @@ impl RopeAngles {
         &self.turns.sin
     }
 
-    /// Copies of cosines and sines that `upload` made at the first call; a pass runs on one device.
-    ///
-    /// # Panics
-    /// If called for two types of copies: a mistake of ours.
+    /// Copies of cosines and sines that `upload` made at the first call.
     #[cfg_attr(not(feature = "gpu"), expect(dead_code))]
     pub(crate) fn on_device<T: Send + Sync + 'static>(&self, upload: impl Fn(&[f32]) -> T) -> [&T; 2] {
-        let copies = self.turns.on_device.get_or_init(|| [Box::new(upload(self.cos())), Box::new(upload(self.sin()))]);
-        copies.each_ref().map(|copy| match copy.downcast_ref() {
-            Some(copy) => copy,
-            None => panic!("angles have one kind of device copy, asked for {}", std::any::type_name::<T>()),
-        })
+        let turns = &self.turns;
+        [turns.cos_on_device.get(|| upload(&turns.cos)), turns.sin_on_device.get(|| upload(&turns.sin))]
     }
 
     /// 1, or -1 for the turn back.

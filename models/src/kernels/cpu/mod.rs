@@ -8,12 +8,16 @@
 //! beforehand, and letting threads write disjoint columns of one output.
 #![allow(unsafe_code)]
 
+pub(crate) mod attention;
 mod columns;
 mod dequantize;
+mod dot;
 mod exp;
 pub(crate) mod head_loss;
 mod microkernel;
 pub(crate) mod packed_linear;
+pub(crate) mod rms_norm;
 pub(crate) mod simd;
+pub(crate) mod swiglu;
 
 pub(crate) use dequantize::dequantize_row;

@@ -1,5 +1,6 @@
 //! A packed matrix in device memory.
 
+use burn::tensor::Tensor;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
@@ -158,3 +159,16 @@ pub(super) fn contiguous(tensor: CubeTensor) -> (CubeTensor, [usize; 2]) {
 
 /// Names the backend once for the files beside this one.
 pub(super) type Gpu = CubeBackend;
+
+/// burn's tensor around a device's, for what is composed of burn's operations.
+pub(super) fn tensor(primitive: CubeTensor) -> Tensor<2> {
+    Tensor::from_primitive::<Gpu>(primitive)
+}
+
+/// The device's tensor inside burn's.
+pub(super) fn primitive(tensor: Tensor<2>) -> CubeTensor {
+    match tensor.try_into_primitive::<Gpu>() {
+        Ok(primitive) => primitive,
+        Err(error) => panic!("a GPU tensor left its backend: {error:?}"),
+    }
+}

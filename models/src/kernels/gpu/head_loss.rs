@@ -6,7 +6,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_cubecl::tensor::CubeTensor;
 
-use super::device_matrix::Gpu;
+use super::device_matrix::{Gpu, primitive, tensor};
 use crate::ops::Frozen;
 use crate::ops::head_loss::{HeadLossKernel, HeadLossOps};
 use crate::ops::packed_linear::PackedLinearOps;
@@ -24,17 +24,6 @@ impl HeadLossOps for Gpu {
 impl HeadLossKernel for Gpu {
     fn token_nll_and_gradient(hidden: FloatTensor<Self>, targets: &[u32], weight: &Frozen) -> [FloatTensor<Self>; 2] {
         in_chunks(hidden, targets, weight, true)
-    }
-}
-
-fn tensor(primitive: CubeTensor) -> Tensor<2> {
-    Tensor::from_primitive::<Gpu>(primitive)
-}
-
-fn primitive(tensor: Tensor<2>) -> CubeTensor {
-    match tensor.try_into_primitive::<Gpu>() {
-        Ok(primitive) => primitive,
-        Err(error) => panic!("a GPU tensor left its backend: {error:?}"),
     }
 }
 

@@ -4,7 +4,10 @@
 //! shape. No f16, no subgroups, no binding above [`device_matrix::MAX_BINDING_BYTES`].
 #![allow(unsafe_code)]
 
+mod attention;
 mod device_matrix;
 mod head_loss;
 mod packed_linear;
+mod rms_norm;
 mod rope;
+mod swiglu;

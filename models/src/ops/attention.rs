@@ -1,0 +1,183 @@
+//! Causal attention with grouped queries: `softmax(q · kᵀ / sqrt(head_dim)) · v`, each query over the keys up to its own
+//! position. Probabilities are computed again in the backward pass rather than kept.
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
+use burn::tensor::Tensor;
+
+use super::{contiguous, cpu_matrix, cpu_tensor};
+use crate::kernels::cpu::attention as kernel;
+
+/// Where keys or values lie in their tensor, in floats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Operand {
+    /// From one row of the batch to the next.
+    pub(crate) row_stride: usize,
+    /// From one key-value head to the next.
+    pub(crate) head_stride: usize,
+    /// From one position to the next.
+    pub(crate) token_stride: usize,
+}
+
+/// Sizes of one attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Geometry {
+    /// Sequences of the batch.
+    pub(crate) rows: usize,
+    /// Queries of each.
+    pub(crate) cols: usize,
+    /// Positions before the first query, whose keys are there already.
+    pub(crate) past: usize,
+    /// Query heads.
+    pub(crate) heads: usize,
+    /// Key and value heads; divides the query heads.
+    pub(crate) key_value_heads: usize,
+    /// Values of a head.
+    pub(crate) head_dim: usize,
+    /// Positions that each head of a cache has room for; none where keys and values are those of the batch.
+    pub(crate) room: Option<usize>,
+}
+
+impl Geometry {
+    /// A batch without a cache: keys and values `[rows · cols, key_value_heads · head_dim]`.
+    pub(crate) fn of_batch(rows: usize, cols: usize, heads: usize, key_value_heads: usize, head_dim: usize) -> Self {
+        Self { rows, cols, past: 0, heads, key_value_heads, head_dim, room: None }
+    }
+
+    /// One row with a cache: keys and values `[key_value_heads · room, head_dim]`, of which `past + cols` positions are filled.
+    pub(crate) fn of_cache(
+        cols: usize,
+        past: usize,
+        room: usize,
+        heads: usize,
+        key_value_heads: usize,
+        head_dim: usize,
+    ) -> Self {
+        Self { rows: 1, cols, past, heads, key_value_heads, head_dim, room: Some(room) }
+    }
+
+    /// Where keys and values lie.
+    pub(crate) fn operand(&self) -> Operand {
+        match self.room {
+            Some(room) => Operand { row_stride: 0, head_stride: room * self.head_dim, token_stride: self.head_dim },
+            None => {
+                let token_stride = self.key_value_heads * self.head_dim;
+                Operand { row_stride: self.cols * token_stride, head_stride: self.head_dim, token_stride }
+            }
+        }
+    }
+
+    /// Columns of queries and of the result.
+    pub(crate) fn query_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// The key-value head that a query head reads.
+    pub(crate) fn key_head(&self, head: usize) -> usize {
+        head / (self.heads / self.key_value_heads)
+    }
+}
+
+/// Answers every query.
+///
+/// # Shapes
+/// `q` and the result `[rows · cols, heads · head_dim]`; `k` and `v` as the geometry says.
+///
+/// # Panics
+/// In the backward pass if the geometry is that of a cache: nothing is learned while decoding.
+pub(crate) fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, geometry: Geometry) -> Tensor<2> {
+    assert_eq!(q.dims(), [geometry.rows * geometry.cols, geometry.query_width()], "queries of {geometry:?}");
+    let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as AttentionOps>::causal_attention(q, k, v, geometry))
+}
+
+/// What a device must compute for [`AttentionOps`].
+pub(crate) trait AttentionKernel: Backend {
+    /// d loss / d q, k and v, for a batch without a cache.
+    fn attention_backward(
+        inputs: [FloatTensor<Self>; 3],
+        d_out: FloatTensor<Self>,
+        geometry: &Geometry,
+    ) -> [FloatTensor<Self>; 3];
+}
+
+/// Causal attention.
+#[backend_extension(Flex, Cube: cfg(feature = "gpu"), Autodiff)]
+pub(crate) trait AttentionOps: Backend {
+    /// `softmax(q · kᵀ / sqrt(head_dim)) · v`.
+    fn causal_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        geometry: Geometry,
+    ) -> FloatTensor<Self>;
+}
+
+impl AttentionOps for Flex {
+    fn causal_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        geometry: Geometry,
+    ) -> FloatTensor<Self> {
+        let ((q, shape), (k, _), (v, _)) = (cpu_matrix(&q), cpu_matrix(&k), cpu_matrix(&v));
+        let mut out = vec![0.0; shape[0] * shape[1]];
+        kernel::forward(&geometry, contiguous(&q), contiguous(&k), contiguous(&v), &mut out);
+        cpu_tensor(out, shape)
+    }
+}
+
+impl AttentionKernel for Flex {
+    fn attention_backward(
+        inputs: [FloatTensor<Self>; 3],
+        d_out: FloatTensor<Self>,
+        geometry: &Geometry,
+    ) -> [FloatTensor<Self>; 3] {
+        let [(q, q_shape), (k, k_shape), (v, v_shape)] = inputs.each_ref().map(cpu_matrix);
+        let (d_out, _) = cpu_matrix(&d_out);
+        let [mut dq, mut dk, mut dv] = [q_shape, k_shape, v_shape].map(|[rows, cols]| vec![0.0; rows * cols]);
+        let (q, k, v) = (contiguous(&q), contiguous(&k), contiguous(&v));
+        kernel::backward(geometry, q, k, v, contiguous(&d_out), [&mut dq, &mut dk, &mut dv]);
+        [cpu_tensor(dq, q_shape), cpu_tensor(dk, k_shape), cpu_tensor(dv, v_shape)]
+    }
+}
+
+#[derive(Debug)]
+struct Attend;
+
+impl<B: AttentionKernel> Backward<B, 3> for Attend {
+    type State = ([FloatTensor<B>; 3], Geometry);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let d_out = grads.consume::<B>(&ops.node);
+        let (inputs, geometry) = ops.state;
+        let gradients = B::attention_backward(inputs, d_out, &geometry);
+        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
+            if let Some(parent) = parent {
+                grads.register::<B>(parent.id, gradient);
+            }
+        }
+    }
+}
+
+impl<B: AttentionKernel + AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
+    fn causal_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        geometry: Geometry,
+    ) -> FloatTensor<Self> {
+        let ((q, q_node), (k, k_node), (v, v_node)) = (q.into_parts(), k.into_parts(), v.into_parts());
+        let out = B::causal_attention(q.clone(), k.clone(), v.clone(), geometry);
+        match Backward::<B, 3>::prepare::<C>(Attend, [q_node, k_node, v_node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                assert_eq!(geometry.past, 0, "nothing is learned while decoding");
+                prep.finish(([q, k, v], geometry), out)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(out),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Root-mean-square normalization of each row: `y = x · r · weight`, with `r = 1 / sqrt(mean(x²) + epsilon)`.
+//!
+//! ```text
+//! dx = r · (g − x · r² · mean(g · x))        g = dy · weight
+//! ```
+
+use std::sync::Arc;
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
+use burn::tensor::Tensor;
+
+use super::device_copy::DeviceCopy;
+use super::{contiguous, cpu_matrix, cpu_tensor};
+use crate::kernels::cpu::rms_norm as kernel;
+
+/// The frozen weight of a norm and what is added to the mean square; cloning copies a pointer.
+#[derive(Clone, Debug)]
+pub(crate) struct NormWeight(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    weight: Vec<f32>,
+    epsilon: f32,
+    on_device: DeviceCopy,
+}
+
+impl NormWeight {
+    /// `weight` has one value per feature.
+    pub(crate) fn new(weight: Vec<f32>, epsilon: f32) -> Self {
+        Self(Arc::new(Inner { weight, epsilon, on_device: DeviceCopy::default() }))
+    }
+
+    /// One value per feature.
+    pub(crate) fn weight(&self) -> &[f32] {
+        &self.0.weight
+    }
+
+    /// Added to the mean square.
+    pub(crate) fn epsilon(&self) -> f32 {
+        self.0.epsilon
+    }
+
+    /// The copy that `upload` made at the first call.
+    #[cfg_attr(not(feature = "gpu"), expect(dead_code))]
+    pub(crate) fn on_device<T: Send + Sync + 'static>(&self, upload: impl FnOnce(&[f32]) -> T) -> &T {
+        self.0.on_device.get(|| upload(&self.0.weight))
+    }
+}
+
+/// Normalizes each row.
+///
+/// # Shapes
+/// `x` and the result `[rows, features]`, as many features as the weight has values.
+pub(crate) fn rms_norm(x: Tensor<2>, weight: &NormWeight) -> Tensor<2> {
+    let [_, features] = x.dims();
+    assert_eq!(features, weight.weight().len(), "features of a row and values of the weight");
+    Tensor::from_dispatch(<Dispatch as RmsNormOps>::rms_norm(x.into_dispatch(), weight.clone()))
+}
+
+/// What a device must compute for [`RmsNormOps`].
+pub(crate) trait RmsNormKernel: Backend {
+    /// d loss / d x.
+    fn rms_norm_backward(x: FloatTensor<Self>, dy: FloatTensor<Self>, weight: &NormWeight) -> FloatTensor<Self>;
+}
+
+/// Normalization with a frozen weight.
+#[backend_extension(Flex, Cube: cfg(feature = "gpu"), Autodiff)]
+pub(crate) trait RmsNormOps: Backend {
+    /// `x / sqrt(mean(x²) + epsilon) · weight`, row by row.
+    fn rms_norm(x: FloatTensor<Self>, weight: NormWeight) -> FloatTensor<Self>;
+}
+
+impl RmsNormOps for Flex {
+    fn rms_norm(x: FloatTensor<Self>, weight: NormWeight) -> FloatTensor<Self> {
+        let (x, shape) = cpu_matrix(&x);
+        let mut y = vec![0.0; shape[0] * shape[1]];
+        kernel::forward(contiguous(&x), weight.weight(), weight.epsilon(), &mut y);
+        cpu_tensor(y, shape)
+    }
+}
+
+impl RmsNormKernel for Flex {
+    fn rms_norm_backward(x: FloatTensor<Self>, dy: FloatTensor<Self>, weight: &NormWeight) -> FloatTensor<Self> {
+        let ((x, shape), (dy, _)) = (cpu_matrix(&x), cpu_matrix(&dy));
+        let mut dx = vec![0.0; shape[0] * shape[1]];
+        kernel::backward(contiguous(&x), contiguous(&dy), weight.weight(), weight.epsilon(), &mut dx);
+        cpu_tensor(dx, shape)
+    }
+}
+
+#[derive(Debug)]
+struct Normalize;
+
+impl<B: RmsNormKernel> Backward<B, 1> for Normalize {
+    type State = (FloatTensor<B>, NormWeight);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let (x, weight) = ops.state;
+        unary::<B, _>(ops.parents, ops.node, grads, |dy| B::rms_norm_backward(x, dy, &weight));
+    }
+}
+
+impl<B: RmsNormKernel + RmsNormOps, C: CheckpointStrategy> RmsNormOps for Autodiff<B, C> {
+    fn rms_norm(x: FloatTensor<Self>, weight: NormWeight) -> FloatTensor<Self> {
+        let (x, node) = x.into_parts();
+        let y = B::rms_norm(x.clone(), weight.clone());
+        match Backward::<B, 1>::prepare::<C>(Normalize, [node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((x, weight), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+}

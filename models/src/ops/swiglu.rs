@@ -1,0 +1,89 @@
+//! The gated activation of the feed-forward layer: `y = silu(gate) · up`, with `silu(g) = g · σ(g)`.
+//!
+//! ```text
+//! d gate = dy · up · σ · (1 + gate · (1 − σ))        d up = dy · gate · σ        σ = 1 / (1 + exp(−gate))
+//! ```
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
+use burn::tensor::Tensor;
+
+use super::{contiguous, cpu_matrix, cpu_tensor};
+use crate::kernels::cpu::swiglu as kernel;
+
+/// `silu(gate) · up`, element by element.
+///
+/// # Shapes
+/// `gate`, `up` and the result `[tokens, intermediate_size]`.
+pub(crate) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    assert_eq!(gate.dims(), up.dims(), "gate and up");
+    Tensor::from_dispatch(<Dispatch as SwigluOps>::swiglu(gate.into_dispatch(), up.into_dispatch()))
+}
+
+/// What a device must compute for [`SwigluOps`].
+pub(crate) trait SwigluKernel: Backend {
+    /// d loss / d gate and d loss / d up.
+    fn swiglu_backward(gate: FloatTensor<Self>, up: FloatTensor<Self>, dy: FloatTensor<Self>)
+    -> [FloatTensor<Self>; 2];
+}
+
+/// The gated activation.
+#[backend_extension(Flex, Cube: cfg(feature = "gpu"), Autodiff)]
+pub(crate) trait SwigluOps: Backend {
+    /// `silu(gate) · up`.
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+impl SwigluOps for Flex {
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let ((gate, shape), (up, _)) = (cpu_matrix(&gate), cpu_matrix(&up));
+        let mut y = vec![0.0; shape[0] * shape[1]];
+        kernel::forward(contiguous(&gate), contiguous(&up), &mut y);
+        cpu_tensor(y, shape)
+    }
+}
+
+impl SwigluKernel for Flex {
+    fn swiglu_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
+        let ((gate, shape), (up, _), (dy, _)) = (cpu_matrix(&gate), cpu_matrix(&up), cpu_matrix(&dy));
+        let (mut d_gate, mut d_up) = (vec![0.0; shape[0] * shape[1]], vec![0.0; shape[0] * shape[1]]);
+        kernel::backward(contiguous(&gate), contiguous(&up), contiguous(&dy), &mut d_gate, &mut d_up);
+        [cpu_tensor(d_gate, shape), cpu_tensor(d_up, shape)]
+    }
+}
+
+#[derive(Debug)]
+struct Gate;
+
+impl<B: SwigluKernel> Backward<B, 2> for Gate {
+    type State = [FloatTensor<B>; 2];
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<B>(&ops.node);
+        let [gate, up] = ops.state;
+        let gradients = B::swiglu_backward(gate, up, dy);
+        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
+            if let Some(parent) = parent {
+                grads.register::<B>(parent.id, gradient);
+            }
+        }
+    }
+}
+
+impl<B: SwigluKernel + SwigluOps, C: CheckpointStrategy> SwigluOps for Autodiff<B, C> {
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let ((gate, gate_node), (up, up_node)) = (gate.into_parts(), up.into_parts());
+        let y = B::swiglu(gate.clone(), up.clone());
+        match Backward::<B, 2>::prepare::<C>(Gate, [gate_node, up_node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish([gate, up], y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+}
