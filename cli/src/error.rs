@@ -69,6 +69,9 @@ pub(crate) enum CliError {
     /// A store that is only to be read is not there.
     #[error("there is no store at {}", path.display())]
     NoStore { path: PathBuf },
+    /// A new store was asked for where something is already.
+    #[error("there is something at {} already", path.display())]
+    StoreExists { path: PathBuf },
     /// A suite has no such task.
     #[error("the suite {suite} has no task `{task}`")]
     UnknownTask { task: String, suite: String, known: Vec<String> },
@@ -142,6 +145,7 @@ impl CliError {
             Self::Learn(_) => "learn",
             Self::Store(_) => "store",
             Self::NoStore { .. } => "no_store",
+            Self::StoreExists { .. } => "store_exists",
             Self::UnknownTask { .. } => "suite",
             Self::Terminal { .. } | Self::TemporaryFolder { .. } => "io",
             Self::Threads { .. } => "threads",
@@ -184,6 +188,7 @@ impl CliError {
                 Some("the file is cut off, or another version of the model; fetch it once more".into())
             }
             Self::UnknownTask { known, .. } => Some(format!("its tasks are: {}", known.join(", "))),
+            Self::StoreExists { .. } => Some("name a folder that is not there yet".into()),
             Self::NoStore { .. } => Some("check the path; `learn` and `chat` make a store".into()),
             Self::Suite(SuiteError::Empty { .. } | SuiteError::Line { .. }) => {
                 Some("each line is {\"prompt\": \"...\", \"answer\": \"...\"}, and both have text".into())

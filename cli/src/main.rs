@@ -6,6 +6,7 @@
 mod commands;
 mod error;
 mod interrupt;
+mod method;
 mod model_cache;
 mod open;
 mod options;

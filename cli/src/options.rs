@@ -4,6 +4,7 @@ use crate::error::CliError;
 
 /// Options of every verb.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Options of every verb")]
 pub(crate) struct Options {
     /// Print one JSON document, also for an error
     #[arg(long, global = true)]

@@ -14,9 +14,9 @@ use rustyline::error::ReadlineError;
 use serde::Serialize;
 
 use crate::commands::generate::{SamplingArgs, has_chat_template, streamed};
-use crate::commands::learn::{LoraArgs, MethodArgs};
 use crate::error::CliError;
 use crate::interrupt;
+use crate::method::{LoraArgs, MethodArgs};
 use crate::open::{self, ModelArg};
 use crate::options::Options;
 use crate::output::Output;
@@ -116,8 +116,8 @@ struct Chat {
     request: LearnRequest,
     messages: Vec<Message>,
     last_prompt: Option<String>,
-    /// Revisions that were served before each `/learn` of this chat.
-    before_learning: Vec<u64>,
+    /// The revision before each `/learn` of this chat; none where nothing had ever been learned.
+    before_learning: Vec<Option<u64>>,
     output: Output,
 }
 
@@ -220,7 +220,7 @@ impl Chat {
         let request = LearnRequest { steps, ..self.request.clone() };
         let report =
             open::watched(&mut self.session, "learning", |session| session.learn(&request, Budget::unlimited()))?;
-        self.before_learning.extend(before.revision);
+        self.before_learning.push(before.revision);
         // Old wrong answers in the context would speak against what was just learned.
         self.messages.clear();
         let how = report.stopped_by.name();
@@ -228,10 +228,15 @@ impl Chat {
     }
 
     fn undo(&mut self) -> Result<String, CliError> {
-        let Some(revision) = self.before_learning.pop() else {
-            return Ok("nothing was learned in this chat that could be undone".to_owned());
+        let revision = match self.before_learning.last() {
+            Some(Some(revision)) => *revision,
+            Some(None) => {
+                return Ok("it was the first thing learned in this store: no revision is before it".to_owned());
+            }
+            None => return Ok("nothing was learned in this chat that could be undone".to_owned()),
         };
         self.session.rollback(revision)?;
+        self.before_learning.pop();
         self.messages.clear();
         Ok(format!("back at revision {revision}; a new conversation begins"))
     }

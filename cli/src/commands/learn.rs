@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mynah::Budget;
-use mynah::learn::{Er, Examples, Ilora, Method, Retention, Sequential, TrainerConfig};
+use mynah::learn::Examples;
 use mynah::session::{Interaction, LearnRequest, PromptFormat};
-use mynah_models::adapter::LoraConfig;
 use serde::Serialize;
 
 use crate::error::CliError;
+use crate::method::{LoraArgs, MethodArgs};
 use crate::open::{self, ModelArg};
 use crate::options::Options;
 use crate::output::Output;
@@ -18,15 +18,16 @@ use crate::suite::{self, Suite, Task};
 /// Learn a file of examples, and keep what was learned in a store.
 ///
 /// The examples go into the store first. A run that was stopped, by Ctrl-C, by `--minutes` or by a kill, goes on where it
-/// was when the same command is given again.
+/// was when the same command is given again. A model learns prompts as plain text, which is what `eval` and `generate
+/// --raw` ask, or through the chat template with `--chat`, which is what `chat` and `generate` ask.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   mynah learn -m smollm2-135m-instruct --store ~/bird town.jsonl --task town --steps 60
   mynah learn -m smollm2-135m-instruct --store ~/bird town.jsonl --minutes 5
 
-A line of the file is {\"prompt\": \"...\", \"answer\": \"...\"}. A file SUITE/TASK/train.jsonl takes its task's name and
-its join from SUITE/suite.json.")]
+A line of the file is {\"prompt\": \"...\", \"answer\": \"...\"}.
+A file SUITE/TASK/train.jsonl takes its task's name and its join from SUITE/suite.json.")]
 pub(crate) struct LearnArgs {
     #[command(flatten)]
     model: ModelArg,
@@ -41,7 +42,7 @@ pub(crate) struct LearnArgs {
     /// Stop after this time; the run can go on later
     #[arg(long, value_name = "M", value_parser = minutes)]
     minutes: Option<Duration>,
-    /// Length of the run in optimizer steps; three times through the file if not given
+    /// Length of the run in optimizer steps; three times through the file, but at least 30, if not given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     steps: Option<u64>,
     /// Put prompts and answers through the chat template, as `chat` does
@@ -54,105 +55,6 @@ pub(crate) struct LearnArgs {
     method: MethodArgs,
     #[command(flatten)]
     lora: LoraArgs,
-}
-
-/// How it is learned.
-#[derive(Debug, clap::Args)]
-pub(crate) struct MethodArgs {
-    /// ilora keeps what is old best; er replays only; sequential does nothing about forgetting
-    #[arg(long, value_enum, default_value_t = MethodChoice::Ilora)]
-    method: MethodChoice,
-    /// New examples of one step
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    batch: Option<u16>,
-    /// Step size
-    #[arg(long, value_name = "RATE")]
-    learning_rate: Option<f64>,
-    /// ilora: steps after which half of the slow learner is left
-    #[arg(long, value_name = "STEPS", conflicts_with = "lambda")]
-    half_life: Option<f64>,
-    /// ilora: share of the slow learner that survives a step, 0 to 1
-    #[arg(long, value_name = "SHARE")]
-    lambda: Option<f64>,
-    /// ilora: weight of the consistency loss
-    #[arg(long, value_name = "WEIGHT")]
-    gamma: Option<f64>,
-    /// ilora, er: replayed examples for each new one
-    #[arg(long, value_name = "RATIO")]
-    replay_ratio: Option<f64>,
-}
-
-/// The adapter of a new store.
-#[derive(Debug, clap::Args)]
-pub(crate) struct LoraArgs {
-    /// Rank of the adapter of a new store
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    rank: Option<u16>,
-    /// Alpha of the adapter of a new store; twice the rank if not given
-    #[arg(long, value_name = "ALPHA")]
-    alpha: Option<f32>,
-}
-
-/// The methods by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum MethodChoice {
-    Ilora,
-    Er,
-    Sequential,
-}
-
-impl MethodArgs {
-    /// The method with its settings.
-    pub(crate) fn method(&self) -> Method {
-        match self.method {
-            MethodChoice::Sequential => Method::Sequential(Sequential),
-            MethodChoice::Er => {
-                let mut er = Er::DEFAULT;
-                er.replay_ratio = self.replay_ratio.unwrap_or(er.replay_ratio);
-                Method::Er(er)
-            }
-            MethodChoice::Ilora => {
-                let mut ilora = Ilora::DEFAULT;
-                ilora.gamma = self.gamma.unwrap_or(ilora.gamma);
-                ilora.replay_ratio = self.replay_ratio.unwrap_or(ilora.replay_ratio);
-                ilora.retention = match (self.lambda, self.half_life) {
-                    (Some(lambda), _) => Retention::Lambda(lambda),
-                    (None, Some(steps)) => Retention::HalfLifeSteps(steps),
-                    (None, None) => ilora.retention,
-                };
-                Method::Ilora(ilora)
-            }
-        }
-    }
-
-    /// How gradients are used.
-    pub(crate) fn trainer(&self) -> TrainerConfig {
-        let mut trainer = TrainerConfig::default();
-        trainer.optimizer.learning_rate = self.learning_rate.unwrap_or(trainer.optimizer.learning_rate);
-        trainer
-    }
-
-    /// What is not learned yet, in steps of as many examples as asked for.
-    pub(crate) fn request(&self) -> LearnRequest {
-        let default = LearnRequest::default();
-        LearnRequest { batch_rows: self.batch.map_or(default.batch_rows, usize::from), ..default }
-    }
-}
-
-impl LoraArgs {
-    /// The adapter of a new store, where the user has a say in it.
-    pub(crate) fn config(&self) -> Option<LoraConfig> {
-        if self.rank.is_none() && self.alpha.is_none() {
-            return None;
-        }
-        let mut config = LoraConfig::default();
-        if let Some(rank) = self.rank {
-            config.rank = usize::from(rank);
-            config.alpha = 2.0 * f32::from(rank);
-        }
-        config.alpha = self.alpha.unwrap_or(config.alpha);
-        Some(config)
-    }
 }
 
 #[derive(Debug, Serialize)]

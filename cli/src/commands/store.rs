@@ -194,7 +194,9 @@ fn list_text(document: &List) -> String {
         .map(|record| {
             let Record { id, task, tokens, .. } = record;
             match &record.prompt {
-                Some(_) => format!("{id}  {task}  {} => {}", one_line(&record.prompt), one_line(&record.answer)),
+                Some(_) => {
+                    format!("{id}  {task}  {} => {}", one_line(&record.prompt).trim(), one_line(&record.answer).trim())
+                }
                 None => format!("{id}  {task}  {tokens} tokens"),
             }
         })

@@ -98,6 +98,9 @@ struct Answer {
 /// Runs the verb.
 pub(crate) fn run(args: &DemoArgs, options: &Options, output: Output) -> Result<(), CliError> {
     let started = Instant::now();
+    if let Some(store) = args.store.as_ref().filter(|store| store.exists()) {
+        return Err(CliError::StoreExists { path: store.clone() });
+    }
     let model = match &args.model {
         Some(model) => model.clone(),
         None => choose_model().name.to_owned(),

@@ -1,0 +1,230 @@
+//! How it is learned, as options of `learn` and `chat`. What is not given is the runtime's default.
+
+use mynah::learn::{
+    Cadence, ConsistencyForm, Er, HiddenLayers, Ilora, Method, Retention, Sequential, TokenScope, TrainerConfig,
+};
+use mynah::session::LearnRequest;
+use mynah_models::adapter::LoraConfig;
+
+/// How it is learned.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "How it is learned")]
+pub(crate) struct MethodArgs {
+    /// ilora keeps what is old best; er replays only; sequential does nothing about forgetting
+    #[arg(long, value_enum, default_value_t = MethodChoice::Ilora)]
+    method: MethodChoice,
+    /// New examples of one step [default: 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    batch: Option<u16>,
+    /// Step size [default: 0.0005]
+    #[arg(long, value_name = "RATE")]
+    learning_rate: Option<f64>,
+    /// ilora, er: replayed examples for each new one [default: 1]
+    #[arg(long, value_name = "RATIO")]
+    replay_ratio: Option<f64>,
+    /// ilora: steps after which half of the slow learner is left [default: 10]
+    #[arg(long, value_name = "STEPS", conflicts_with = "lambda")]
+    half_life: Option<f64>,
+    /// ilora: share of the slow learner that survives when it moves, 0 to 1, in place of a half-life
+    #[arg(long, value_name = "SHARE")]
+    lambda: Option<f64>,
+    /// ilora: when the slow learner moves: `step`, `end` of the run, or every so many steps [default: step]
+    #[arg(long, value_name = "WHEN", value_parser = cadence)]
+    cadence: Option<Cadence>,
+    /// ilora: weight of the consistency loss; 0 drops it [default: 1]
+    #[arg(long, value_name = "WEIGHT")]
+    gamma: Option<f64>,
+    /// ilora: what is held consistent [default: two-sided]
+    #[arg(long, value_enum, value_name = "FORM")]
+    consistency: Option<FormChoice>,
+    /// ilora: on which hidden states: `last`, `all`, or every so many layers [default: last]
+    #[arg(long, value_name = "LAYERS", value_parser = layers)]
+    layers: Option<HiddenLayers>,
+    /// ilora: on which tokens [default: all]
+    #[arg(long, value_enum, value_name = "TOKENS")]
+    scope: Option<ScopeChoice>,
+}
+
+/// The adapter of a new store.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "The adapter of a new store")]
+pub(crate) struct LoraArgs {
+    /// Rank [default: 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    rank: Option<u16>,
+    /// Alpha; twice the rank if not given
+    #[arg(long, value_name = "ALPHA")]
+    alpha: Option<f32>,
+}
+
+/// The methods by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum MethodChoice {
+    Ilora,
+    Er,
+    Sequential,
+}
+
+/// The forms of consistency by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum FormChoice {
+    /// Hidden states, as the paper has it
+    TwoSided,
+    /// Hidden states below the slow learner's only, as the released code has it
+    OneSided,
+    /// Next-token distributions
+    Logits,
+}
+
+/// The scopes by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum ScopeChoice {
+    All,
+    Answer,
+}
+
+impl MethodArgs {
+    /// The method with its settings.
+    pub(crate) fn method(&self) -> Method {
+        match self.method {
+            MethodChoice::Sequential => Method::Sequential(Sequential),
+            MethodChoice::Er => {
+                let mut er = Er::DEFAULT;
+                set(&mut er.replay_ratio, self.replay_ratio);
+                Method::Er(er)
+            }
+            MethodChoice::Ilora => Method::Ilora(self.ilora()),
+        }
+    }
+
+    fn ilora(&self) -> Ilora {
+        let mut ilora = Ilora::DEFAULT;
+        set(&mut ilora.replay_ratio, self.replay_ratio);
+        set(&mut ilora.retention, self.half_life.map(Retention::HalfLifeSteps));
+        set(&mut ilora.retention, self.lambda.map(Retention::Lambda));
+        set(&mut ilora.cadence, self.cadence);
+        set(&mut ilora.gamma, self.gamma);
+        let form = self.consistency.map(|form| match form {
+            FormChoice::TwoSided => ConsistencyForm::TwoSided,
+            FormChoice::OneSided => ConsistencyForm::OneSided,
+            FormChoice::Logits => ConsistencyForm::Logits,
+        });
+        set(&mut ilora.form, form);
+        set(&mut ilora.layers, self.layers);
+        let scope = self.scope.map(|scope| match scope {
+            ScopeChoice::All => TokenScope::All,
+            ScopeChoice::Answer => TokenScope::Answer,
+        });
+        set(&mut ilora.scope, scope);
+        ilora
+    }
+
+    /// How gradients are used.
+    pub(crate) fn trainer(&self) -> TrainerConfig {
+        let mut trainer = TrainerConfig::default();
+        set(&mut trainer.optimizer.learning_rate, self.learning_rate);
+        trainer
+    }
+
+    /// What is not learned yet, in steps of as many examples as asked for.
+    pub(crate) fn request(&self) -> LearnRequest {
+        let mut request = LearnRequest::default();
+        set(&mut request.batch_rows, self.batch.map(usize::from));
+        request
+    }
+}
+
+impl LoraArgs {
+    /// The adapter of a new store, where the user has a say in it.
+    pub(crate) fn config(&self) -> Option<LoraConfig> {
+        if self.rank.is_none() && self.alpha.is_none() {
+            return None;
+        }
+        let mut config = LoraConfig::default();
+        if let Some(rank) = self.rank {
+            config.rank = usize::from(rank);
+            config.alpha = 2.0 * f32::from(rank);
+        }
+        set(&mut config.alpha, self.alpha);
+        Some(config)
+    }
+}
+
+/// Takes over what was given.
+fn set<T>(setting: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *setting = given;
+    }
+}
+
+fn cadence(text: &str) -> Result<Cadence, std::num::ParseIntError> {
+    match text {
+        "step" => Ok(Cadence::EveryStep),
+        "end" => Ok(Cadence::TaskEnd),
+        steps => steps.parse().map(|steps: std::num::NonZeroU64| Cadence::EverySteps(steps.get())),
+    }
+}
+
+fn layers(text: &str) -> Result<HiddenLayers, std::num::ParseIntError> {
+    match text {
+        "last" => Ok(HiddenLayers::Last),
+        "all" => Ok(HiddenLayers::All),
+        stride => stride.parse().map(|stride: std::num::NonZeroUsize| HiddenLayers::Every(stride.get())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Arguments {
+        #[command(flatten)]
+        method: MethodArgs,
+        #[command(flatten)]
+        lora: LoraArgs,
+    }
+
+    fn parse(line: &str) -> Arguments {
+        Arguments::parse_from(std::iter::once("learn").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn what_is_not_given_is_the_runtimes_default() {
+        let arguments = parse("");
+        assert_eq!(arguments.method.method(), Method::default());
+        assert_eq!(arguments.method.trainer(), TrainerConfig::default());
+        assert_eq!(arguments.method.request(), LearnRequest::default());
+        assert_eq!(arguments.lora.config(), None);
+    }
+
+    #[test]
+    fn the_defaults_that_help_names_are_the_runtimes() {
+        let said = parse(
+            "--batch 4 --learning-rate 0.0005 --replay-ratio 1 --half-life 10 --cadence step --gamma 1 \
+             --consistency two-sided --layers last --scope all --rank 8",
+        );
+        assert_eq!(said.method.method(), Method::default());
+        assert_eq!(said.method.trainer(), TrainerConfig::default());
+        assert_eq!(said.method.request(), LearnRequest::default());
+        assert_eq!(said.lora.config(), Some(LoraConfig::default()));
+    }
+
+    #[test]
+    fn every_choice_arrives() {
+        let line =
+            "--lambda 0.5 --cadence 7 --gamma 0.25 --consistency logits --layers 4 --scope answer --replay-ratio 2";
+        let expected = Ilora {
+            retention: Retention::Lambda(0.5),
+            cadence: Cadence::EverySteps(7),
+            gamma: 0.25,
+            form: ConsistencyForm::Logits,
+            layers: HiddenLayers::Every(4),
+            scope: TokenScope::Answer,
+            replay_ratio: 2.0,
+        };
+        assert_eq!(parse(line).method.method(), Method::Ilora(expected));
+    }
+}
