@@ -41,26 +41,17 @@ impl FaultyFiles {
 
     /// Moves at most `most_bytes` with one read or write.
     pub(crate) fn short(most_bytes: usize) -> Self {
-        Self {
-            most_bytes,
-            ..Self::new(usize::MAX, 0)
-        }
+        Self { most_bytes, ..Self::new(usize::MAX, 0) }
     }
 
     /// Has no room for the first `growths` growths.
     pub(crate) fn full_disk(growths: usize) -> Self {
-        Self {
-            growths_refused: AtomicUsize::new(growths),
-            ..Self::new(usize::MAX, 0)
-        }
+        Self { growths_refused: AtomicUsize::new(growths), ..Self::new(usize::MAX, 0) }
     }
 
     /// Does what the `nth` call asks and then says that it failed.
     pub(crate) fn after_the_fact(nth: usize, error: i32) -> Self {
-        Self {
-            is_done_anyway: true,
-            ..Self::new(nth, error)
-        }
+        Self { is_done_anyway: true, ..Self::new(nth, error) }
     }
 
     /// The number of calls so far.
@@ -121,10 +112,9 @@ impl Files for FaultyFiles {
 
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
         let bytes = &bytes[..bytes.len().min(self.most_bytes)];
-        self.call("write_at", || SystemFiles.write_at(file, offset, bytes))
-            .inspect_err(|_| {
-                let _ = SystemFiles.write_at(file, offset, &bytes[..bytes.len() / 2]);
-            })
+        self.call("write_at", || SystemFiles.write_at(file, offset, bytes)).inspect_err(|_| {
+            let _ = SystemFiles.write_at(file, offset, &bytes[..bytes.len() / 2]);
+        })
     }
 
     fn sync_data(&self, file: &File) -> io::Result<()> {

@@ -53,17 +53,9 @@ fn what_is_lost_is_counted_and_its_ids_are_not_given_out_again() {
     let image = flash.image().to_vec();
     let last_frame_at = open(flash, 1).0.index.entries()[39].frame_at as usize;
     let last_segment_at = last_frame_at / 512 * 512;
-    assert!(
-        last_frame_at > last_segment_at + 96,
-        "a frame stands before it"
-    );
-    let destroyed = [
-        (0, 96),
-        (100, 140),
-        (512 + 90, 512 + 110),
-        (1024, 1536),
-        (last_segment_at + 100, last_segment_at + 140),
-    ];
+    assert!(last_frame_at > last_segment_at + 96, "a frame stands before it");
+    let destroyed =
+        [(0, 96), (100, 140), (512 + 90, 512 + 110), (1024, 1536), (last_segment_at + 100, last_segment_at + 140)];
     for (from, to) in destroyed {
         let mut image = image.clone();
         image[from..to].fill(0x5A);
@@ -220,11 +212,7 @@ fn a_frame_with_a_wrong_id_never_joins_the_log() {
     let end = log.bytes() as usize;
     let mut image = log.into_medium().image().to_vec();
     let (first, payload) = FrameHeader::parse(&image[frame_at..]).unwrap();
-    let mut second = FrameHeader {
-        previous_crc: first.crc,
-        first_id: 7,
-        ..first
-    };
+    let mut second = FrameHeader { previous_crc: first.crc, first_id: 7, ..first };
     let mut digest = second.start_crc();
     digest.update(payload);
     second.crc = digest.finalize();
