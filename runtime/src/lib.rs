@@ -63,6 +63,7 @@ pub mod store;
 mod file_flash;
 #[cfg(feature = "std")]
 mod files;
+mod hex;
 
 #[cfg(feature = "std")]
 pub use budget::{Budget, Report, StoppedBy};

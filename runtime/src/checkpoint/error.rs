@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::container::Fault;
-use crate::replay::Hex;
+use crate::hex::Hex;
 
 /// An error of a store of revisions.
 #[derive(Debug, thiserror::Error)]

@@ -4,6 +4,7 @@ use core::fmt;
 
 use super::record::RecordError;
 use crate::example::ExampleId;
+use crate::hex::Hex;
 
 /// An error of the replay log over a medium whose error is `E`.
 #[derive(Debug, thiserror::Error)]
@@ -183,14 +184,5 @@ impl fmt::Display for Dropped {
             None if self.reason.is_interruption() => Ok(()),
             None => f.write_str(", an unknown number of records lost"),
         }
-    }
-}
-
-/// A digest as people compare it.
-pub(crate) struct Hex<'a>(pub(crate) &'a [u8]);
-
-impl fmt::Display for Hex<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }

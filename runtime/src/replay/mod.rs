@@ -15,7 +15,6 @@ mod segment;
 mod tests;
 
 pub use config::{LogConfig, RecordInfo, RecoveryReport, VerifyReport};
-pub(crate) use error::Hex;
 pub use error::{DropReason, Dropped, ReplayError};
 pub use index::TaskCount;
 pub use log::ReplayLog;
