@@ -97,7 +97,9 @@ impl Session {
         let ids = match (same_run, self.waiting(&request.examples)) {
             (Some(run), _) if !run.is_finished() => return Ok(()),
             // Examples that came since then make it another run.
-            (Some(_), waiting) if !request.again && (waiting.is_err() || settings.is_of_given_examples()) => return Ok(()),
+            (Some(_), waiting) if !request.again && (waiting.is_err() || settings.is_of_given_examples()) => {
+                return Ok(());
+            }
             (_, waiting) => waiting?,
         };
         let steps_total = request.steps_total(ids.len());
