@@ -156,13 +156,7 @@ impl Example {
             return Err(ExampleError::EmptyAnswer);
         }
         let prompt_len = prompt_len as u32;
-        Ok(Self {
-            key: ContentKey::of(&tokens, prompt_len),
-            tokens,
-            prompt_len,
-            task: String::from(task),
-            time_unix_s,
-        })
+        Ok(Self { key: ContentKey::of(&tokens, prompt_len), tokens, prompt_len, task: String::from(task), time_unix_s })
     }
 
     /// Prompt, answer and end token.
@@ -203,10 +197,7 @@ impl Example {
 
 fn check_len(tokens: usize) -> Result<(), ExampleError> {
     if tokens > MAX_EXAMPLE_TOKENS {
-        return Err(ExampleError::TooLong {
-            tokens,
-            limit: MAX_EXAMPLE_TOKENS,
-        });
+        return Err(ExampleError::TooLong { tokens, limit: MAX_EXAMPLE_TOKENS });
     }
     Ok(())
 }
@@ -216,10 +207,7 @@ pub(crate) fn check_task(task: &str) -> Result<(), ExampleError> {
         return Err(ExampleError::EmptyTask);
     }
     if task.len() > MAX_TASK_BYTES {
-        return Err(ExampleError::TaskTooLong {
-            bytes: task.len(),
-            limit: MAX_TASK_BYTES,
-        });
+        return Err(ExampleError::TaskTooLong { bytes: task.len(), limit: MAX_TASK_BYTES });
     }
     match task.char_indices().find(|(_, c)| c.is_control()) {
         Some((at, _)) => Err(ExampleError::TaskControl { at }),
@@ -243,44 +231,24 @@ mod tests {
 
     #[test]
     fn each_limit_is_checked() {
-        let refused = |prompt: &[u32], answer: &[u32], task: &str| {
-            Example::new(prompt, answer, 0, task, 0).unwrap_err()
-        };
+        let refused =
+            |prompt: &[u32], answer: &[u32], task: &str| Example::new(prompt, answer, 0, task, 0).unwrap_err();
         assert_eq!(refused(&[], &[1], "t"), ExampleError::EmptyPrompt);
         assert_eq!(refused(&[1], &[], "t"), ExampleError::EmptyAnswer);
         assert_eq!(refused(&[1], &[1], ""), ExampleError::EmptyTask);
-        assert_eq!(
-            refused(&[1], &[1], "a\nb"),
-            ExampleError::TaskControl { at: 1 }
-        );
-        assert_eq!(
-            refused(&[1], &[1], &"x".repeat(65)),
-            ExampleError::TaskTooLong {
-                bytes: 65,
-                limit: 64
-            }
-        );
+        assert_eq!(refused(&[1], &[1], "a\nb"), ExampleError::TaskControl { at: 1 });
+        assert_eq!(refused(&[1], &[1], &"x".repeat(65)), ExampleError::TaskTooLong { bytes: 65, limit: 64 });
         let longest = vec![5; MAX_EXAMPLE_TOKENS - 2];
         assert!(Example::new(&[1], &longest, 0, "t", 0).is_ok());
-        assert_eq!(
-            refused(&[1, 1], &longest, "t"),
-            ExampleError::TooLong {
-                tokens: 4097,
-                limit: 4096
-            }
-        );
+        assert_eq!(refused(&[1, 1], &longest, "t"), ExampleError::TooLong { tokens: 4097, limit: 4096 });
         // An end token alone is no answer.
-        assert_eq!(
-            Example::from_tokens(vec![1, 2], 1, "t", 0).unwrap_err(),
-            ExampleError::EmptyAnswer
-        );
+        assert_eq!(Example::from_tokens(vec![1, 2], 1, "t", 0).unwrap_err(), ExampleError::EmptyAnswer);
     }
 
     #[test]
     fn the_key_sees_content_and_its_split_but_not_task_or_time() {
-        let key = |prompt: &[u32], answer: &[u32], task, time| {
-            Example::new(prompt, answer, 0, task, time).unwrap().key()
-        };
+        let key =
+            |prompt: &[u32], answer: &[u32], task, time| Example::new(prompt, answer, 0, task, time).unwrap().key();
         let first = key(&[1, 2], &[3], "a", 1);
         assert_eq!(first, key(&[1, 2], &[3], "b", 2));
         assert_ne!(first, key(&[1], &[2, 3], "a", 1));

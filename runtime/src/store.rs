@@ -16,15 +16,11 @@ use std::sync::Arc;
 
 use crc::{CRC_32_ISCSI, Crc};
 
-use crate::checkpoint::{
-    CheckpointError, Identity, InvalidRevision, RevisionReport, RevisionStore,
-};
+use crate::checkpoint::{CheckpointError, Identity, InvalidRevision, RevisionReport, RevisionStore};
 use crate::file_flash::{FileError, FileFlash};
 use crate::files::lock::{Lock, LockError};
 use crate::files::{Files, Mode, SystemFiles, read_up_to, replace_file, retry};
-use crate::replay::{
-    Hex, LogConfig, RecoveryReport, ReplayError, ReplayLog, TaskCount, VerifyReport,
-};
+use crate::replay::{Hex, LogConfig, RecoveryReport, ReplayError, ReplayLog, TaskCount, VerifyReport};
 
 const META_NAME: &str = "store.meta";
 const LOCK_NAME: &str = "lock";
@@ -44,9 +40,7 @@ pub struct StoreOptions {
 impl Default for StoreOptions {
     /// One gibibyte of replay log: millions of interactions.
     fn default() -> Self {
-        Self {
-            replay_capacity_bytes: 1 << 30,
-        }
+        Self { replay_capacity_bytes: 1 << 30 }
     }
 }
 
@@ -146,11 +140,7 @@ impl StoreError {
             let path = path.clone();
             match source.kind() {
                 PermissionDenied | ReadOnlyFilesystem => Self::NotWritable { path, source },
-                _ => Self::Io {
-                    path,
-                    doing,
-                    source,
-                },
+                _ => Self::Io { path, doing, source },
             }
         }
     }
@@ -285,10 +275,7 @@ impl Store {
                 retry(|| files.create_folder(&folder)).map_err(io(&folder, "create"))?;
             }
             FileFlash::open_unlocked(files.clone(), &log_path(path), 0).map_err(opening_log)?;
-            let meta = Meta {
-                identity: *identity,
-                created_unix_s: now_unix_s,
-            };
+            let meta = Meta { identity: *identity, created_unix_s: now_unix_s };
             // The folder's own name must survive too, or the store is gone with it.
             if let Some(parent) = path.canonicalize().ok().as_deref().and_then(Path::parent) {
                 retry(|| files.sync_folder(parent)).map_err(io(parent, "sync"))?;
@@ -336,9 +323,7 @@ impl Store {
         let (revisions, revision_report) =
             RevisionStore::open_with(files.clone(), &folder, &meta.identity, options.is_none())?;
         let flash = match options {
-            Some(options) => {
-                FileFlash::open_unlocked(files, &log_path(path), options.replay_capacity_bytes)
-            }
+            Some(options) => FileFlash::open_unlocked(files, &log_path(path), options.replay_capacity_bytes),
             None => FileFlash::open_unlocked_read(files, &log_path(path)),
         };
         let flash = flash.map_err(opening_log)?;
@@ -349,18 +334,10 @@ impl Store {
             revisions,
             path: path.to_path_buf(),
             meta,
-            invalid_revisions: revision_report
-                .invalid
-                .iter()
-                .map(|invalid| invalid.name.clone())
-                .collect(),
+            invalid_revisions: revision_report.invalid.iter().map(|invalid| invalid.name.clone()).collect(),
             _lock: lock,
         };
-        let report = StoreReport {
-            is_new,
-            replay: replay_report,
-            revisions: revision_report,
-        };
+        let report = StoreReport { is_new, replay: replay_report, revisions: revision_report };
         Ok((store, report))
     }
 
@@ -401,10 +378,7 @@ impl Store {
         for name in &self.invalid_revisions {
             revisions.extend(self.revisions.examine(name)?);
         }
-        Ok(StoreVerification {
-            replay: self.replay.verify()?,
-            revisions,
-        })
+        Ok(StoreVerification { replay: self.replay.verify()?, revisions })
     }
 }
 
@@ -427,20 +401,12 @@ impl Meta {
             return Err(StoreError::NotAStore {
                 path: folder.to_path_buf(),
                 reason: match folder.is_dir() {
-                    true => {
-                        "it holds no `store.meta`; name the folder of a store, or learn into it first"
-                    }
-                    false => {
-                        "there is no such folder; name the folder of a store, or learn into it first"
-                    }
+                    true => "it holds no `store.meta`; name the folder of a store, or learn into it first",
+                    false => "there is no such folder; name the folder of a store, or learn into it first",
                 },
             });
         }
-        let io = |source| StoreError::Io {
-            path: path.clone(),
-            doing: "read",
-            source,
-        };
+        let io = |source| StoreError::Io { path: path.clone(), doing: "read", source };
         let file = retry(|| files.open(&path, Mode::Read)).map_err(io)?;
         // One byte more, to see a file that is too long.
         let mut bytes = [0; META_BYTES + 1];
@@ -466,10 +432,7 @@ impl Meta {
         };
         Ok(Self {
             created_unix_s: u64::from_le_bytes(created),
-            identity: Identity {
-                base_digest: digest(24),
-                tokenizer_digest: digest(56),
-            },
+            identity: Identity { base_digest: digest(24), tokenizer_digest: digest(56) },
         })
     }
 
@@ -477,11 +440,7 @@ impl Meta {
         let path = path.to_path_buf();
         let (expected, found) = (identity, &self.identity);
         if expected.base_digest != found.base_digest {
-            return Err(StoreError::OtherBase {
-                path,
-                expected: expected.base_digest,
-                found: found.base_digest,
-            });
+            return Err(StoreError::OtherBase { path, expected: expected.base_digest, found: found.base_digest });
         }
         if expected.tokenizer_digest != found.tokenizer_digest {
             return Err(StoreError::OtherTokenizer {
@@ -527,13 +486,8 @@ mod tests {
     use crate::files::faulty::{EINTR, EIO, ENOSPC, FaultyFiles};
     use std::fs;
 
-    const IDENTITY: Identity = Identity {
-        base_digest: [0xB5; 32],
-        tokenizer_digest: [0x70; 32],
-    };
-    const OPTIONS: StoreOptions = StoreOptions {
-        replay_capacity_bytes: 4 << 20,
-    };
+    const IDENTITY: Identity = Identity { base_digest: [0xB5; 32], tokenizer_digest: [0x70; 32] };
+    const OPTIONS: StoreOptions = StoreOptions { replay_capacity_bytes: 4 << 20 };
 
     fn open(path: &Path) -> (Store, StoreReport) {
         Store::create_or_open(path, &IDENTITY, &OPTIONS, 1_700_000_000).unwrap()
@@ -564,10 +518,7 @@ mod tests {
         drop(store);
         let (store, report) = open(&path);
         assert!(!report.is_new);
-        assert_eq!(
-            (report.replay.records, store.created_unix_s()),
-            (2, 1_700_000_000)
-        );
+        assert_eq!((report.replay.records, store.created_unix_s()), (2, 1_700_000_000));
         assert_eq!(report.revisions.newest.unwrap().number, 1);
         let stat = store.stat();
         assert_eq!((stat.records, stat.tokens, stat.revisions), (2, 46, 1));
@@ -577,10 +528,7 @@ mod tests {
         assert_eq!((reading.stat(), *reading.identity()), (stat, IDENTITY));
         assert!(reading.verify().unwrap().is_ok());
         assert!(reading.replay.append(&[example(3)]).is_err());
-        assert!(matches!(
-            commit(&mut reading, 2.0).unwrap_err(),
-            CheckpointError::ReadOnly { .. }
-        ));
+        assert!(matches!(commit(&mut reading, 2.0).unwrap_err(), CheckpointError::ReadOnly { .. }));
         let (mut changing, _) = Store::open(&path, &OPTIONS).unwrap();
         changing.replay.remove(ExampleId(1)).unwrap();
     }
@@ -589,16 +537,10 @@ mod tests {
     fn a_folder_becomes_a_store_by_its_last_write() {
         let folder = tempfile::tempdir().unwrap();
         let files = Arc::new(FaultyFiles::new(usize::MAX, 0));
-        let meta = Meta {
-            identity: IDENTITY,
-            created_unix_s: 0,
-        };
+        let meta = Meta { identity: IDENTITY, created_unix_s: 0 };
         let path = folder.path();
         replace_file(files.as_ref(), path, META_NAME, &meta.encode()).unwrap();
-        assert_eq!(
-            files.call_names(),
-            ["open", "write_at", "sync_data", "rename", "sync_folder"]
-        );
+        assert_eq!(files.call_names(), ["open", "write_at", "sync_data", "rename", "sync_folder"]);
         // All of it but the last write: the store is made as if nothing had been there.
         fs::rename(path.join(META_NAME), path.join("store.meta.tmp")).unwrap();
         fs::create_dir(path.join("revisions")).unwrap();
@@ -627,13 +569,10 @@ mod tests {
     fn one_writer_at_a_time_and_readers_beside_it() {
         let folder = tempfile::tempdir().unwrap();
         let (mut store, _) = open(folder.path());
-        for refused in [
-            Store::create_or_open(folder.path(), &IDENTITY, &OPTIONS, 0),
-            Store::open(folder.path(), &OPTIONS),
-        ] {
-            let Err(StoreError::Locked(LockError::InUse { holder, .. })) = refused else {
-                panic!("{refused:?}")
-            };
+        for refused in
+            [Store::create_or_open(folder.path(), &IDENTITY, &OPTIONS, 0), Store::open(folder.path(), &OPTIONS)]
+        {
+            let Err(StoreError::Locked(LockError::InUse { holder, .. })) = refused else { panic!("{refused:?}") };
             assert_eq!(holder, Some(std::process::id()));
         }
         store.replay.append(&[example(1)]).unwrap();
@@ -657,20 +596,11 @@ mod tests {
         fs::write(path.join("photo.jpg"), "mine").unwrap();
         let refused = said(Store::create_or_open(path, &IDENTITY, &OPTIONS, 0));
         assert!(refused.contains("empty folder"));
-        assert_eq!(
-            fs::read_dir(path).unwrap().count(),
-            1,
-            "nothing was left there"
-        );
+        assert_eq!(fs::read_dir(path).unwrap().count(), 1, "nothing was left there");
         // A file where the folder should be.
         let file = path.join("photo.jpg");
         said(Store::create_or_open(&file, &IDENTITY, &OPTIONS, 0));
-        said(Store::create_or_open(
-            &file.join("x"),
-            &IDENTITY,
-            &OPTIONS,
-            0,
-        ));
+        said(Store::create_or_open(&file.join("x"), &IDENTITY, &OPTIONS, 0));
     }
 
     #[test]
@@ -729,18 +659,31 @@ mod tests {
     }
 
     #[test]
+    fn short_reads_and_writes_are_carried_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Arc::new(FaultyFiles::short(13));
+        let again = || {
+            let files = files.clone();
+            Store::create_or_open_with(files, folder.path(), &IDENTITY, &OPTIONS, 0).unwrap()
+        };
+        let (mut store, _) = again();
+        store.replay.append(&[example(1), example(2)]).unwrap();
+        commit(&mut store, 1.0).unwrap();
+        drop(store);
+        let (mut store, _) = again();
+        assert_eq!(store.replay.read(ExampleId(2)).unwrap(), example(2));
+        let revision = store.revisions.load(1).unwrap();
+        assert_eq!(revision.f32s("fast").unwrap(), [1.0; 10]);
+        assert!(store.verify().unwrap().is_ok());
+    }
+
+    #[test]
     fn whichever_file_call_fails_the_store_opens_again_with_everything_acknowledged() {
         for error in [ENOSPC, EIO, EINTR] {
             for nth in 0.. {
                 let folder = tempfile::tempdir().unwrap();
                 let files = Arc::new(FaultyFiles::new(nth, error));
-                let made = Store::create_or_open_with(
-                    files.clone(),
-                    folder.path(),
-                    &IDENTITY,
-                    &OPTIONS,
-                    0,
-                );
+                let made = Store::create_or_open_with(files.clone(), folder.path(), &IDENTITY, &OPTIONS, 0);
                 let (mut records, mut revisions) = (0, 0);
                 match made {
                     Ok((mut store, _)) => {

@@ -1,5 +1,6 @@
 //! Black-box tests of the whole, in one binary: what takes long is linking burn.
 
+mod ffi;
 mod golden;
 mod methods;
 mod resume;

@@ -182,6 +182,31 @@ fn another_request_gives_up_the_run_in_hand() {
 }
 
 #[test]
+fn a_run_asked_for_again_is_finished_unless_it_is_to_be_done_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut session = open(folder.path());
+    let ids = session.observe_batch(&facts("first")).unwrap();
+    let these = LearnRequest { examples: Examples::These(ids), ..request("") };
+    session.learn(&these, Budget::unlimited()).unwrap();
+    let done = bits(&session);
+    drop(session);
+    let mut session = open(folder.path());
+    let nothing = session.learn(&these, Budget::unlimited()).unwrap();
+    assert_eq!((nothing.steps, nothing.steps_done, nothing.stopped_by), (0, STEPS, StoppedBy::Finished));
+    assert_eq!(bits(&session), done);
+    let once_more = session.learn(&LearnRequest { again: true, ..these.clone() }, Budget::steps(2)).unwrap();
+    assert_eq!((once_more.steps, session.status().run.unwrap().number), (2, 2));
+    let rest = session.learn(&these, Budget::unlimited()).unwrap();
+    assert_eq!(rest.steps, STEPS - 2, "the run in hand goes on");
+    // What waits to be learned makes a run of its own.
+    session.observe_batch(&facts("second")).unwrap();
+    session.learn(&request("second"), Budget::unlimited()).unwrap();
+    assert_eq!(session.learn(&request("second"), Budget::unlimited()).unwrap().steps, 0);
+    session.observe(&facts("second")[0]).unwrap();
+    assert_eq!(session.learn(&request("second"), Budget::unlimited()).unwrap().steps, STEPS);
+}
+
+#[test]
 fn back_to_an_earlier_revision_and_on_from_there() {
     let folder = tempfile::tempdir().unwrap();
     let mut session = open(folder.path());

@@ -190,12 +190,7 @@ pub(super) fn write(
     Ok(info)
 }
 
-fn write_section(
-    files: &dyn Files,
-    file: &File,
-    mut offset: u64,
-    data: SectionData<'_>,
-) -> io::Result<u32> {
+fn write_section(files: &dyn Files, file: &File, mut offset: u64, data: SectionData<'_>) -> io::Result<u32> {
     let mut digest = CRC32C.digest();
     let mut put = |digest: &mut Digest<'_, u32, Table<16>>, bytes: &[u8]| {
         digest.update(bytes);
@@ -299,17 +294,12 @@ impl Container {
     }
 
     /// Reads every section.
-    pub(super) fn load(
-        &self,
-        files: &dyn Files,
-        file: &File,
-    ) -> Result<Vec<(String, Section)>, ReadError> {
+    pub(super) fn load(&self, files: &dyn Files, file: &File) -> Result<Vec<(String, Section)>, ReadError> {
         let mut sections = Vec::with_capacity(self.places.len());
         for place in &self.places {
             let mut bytes = Vec::new();
-            let len_bytes = usize::try_from(place.len_bytes)
-                .ok()
-                .filter(|&len_bytes| bytes.try_reserve_exact(len_bytes).is_ok());
+            let len_bytes =
+                usize::try_from(place.len_bytes).ok().filter(|&len_bytes| bytes.try_reserve_exact(len_bytes).is_ok());
             let Some(len_bytes) = len_bytes else {
                 return Err(ReadError::OutOfMemory(place.len_bytes));
             };
@@ -341,10 +331,7 @@ fn check_section(files: &dyn Files, file: &File, place: &Place, crc: u32) -> Res
 }
 
 fn decode_f32s(bytes: &[u8]) -> Vec<f32> {
-    bytes
-        .chunks_exact(4)
-        .map(|word| f32::from_le_bytes([word[0], word[1], word[2], word[3]]))
-        .collect()
+    bytes.chunks_exact(4).map(|word| f32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect()
 }
 
 /// Checks the header of a file of `file_bytes` bytes; returns table CRC and number of sections with it.
@@ -384,10 +371,7 @@ fn parse_header(header: &[u8], file_bytes: u64) -> Result<(RevisionInfo, u32, us
         parent: Some(u64_at(header, 24)).filter(|&parent| parent != 0),
         created_unix_s: u64_at(header, 32),
         bytes: file_bytes,
-        identity: Identity {
-            base_digest: digest_at(header, 48),
-            tokenizer_digest: digest_at(header, 80),
-        },
+        identity: Identity { base_digest: digest_at(header, 48), tokenizer_digest: digest_at(header, 80) },
     };
     Ok((info, u32_at(header, 112), count))
 }
@@ -418,20 +402,12 @@ fn parse_table(table: &[u8], file_bytes: u64) -> Result<Vec<Place>, Fault> {
         if is_f32 && !len_bytes.is_multiple_of(4) {
             return Err(broken("its length is not a whole number of values"));
         }
-        let end = offset
-            .checked_add(len_bytes)
-            .and_then(|end| end.checked_next_multiple_of(ALIGNMENT));
+        let end = offset.checked_add(len_bytes).and_then(|end| end.checked_next_multiple_of(ALIGNMENT));
         let Some(end) = end.filter(|&end| offset == next && end <= file_bytes) else {
             return Err(broken("it does not follow the section before it"));
         };
         next = end;
-        places.push(Place {
-            name,
-            offset,
-            len_bytes,
-            crc: u32_at(entry, 48),
-            is_f32,
-        });
+        places.push(Place { name, offset, len_bytes, crc: u32_at(entry, 48), is_f32 });
     }
     match next.checked_add(END_BYTES) == Some(file_bytes) {
         true => Ok(places),

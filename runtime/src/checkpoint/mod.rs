@@ -153,9 +153,6 @@ impl Revision {
     }
 
     fn no_section(&self, name: &str) -> CheckpointError {
-        CheckpointError::NoSection {
-            number: self.info.number,
-            name: name.to_owned(),
-        }
+        CheckpointError::NoSection { number: self.info.number, name: name.to_owned() }
     }
 }

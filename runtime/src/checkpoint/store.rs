@@ -21,10 +21,7 @@ pub struct Keep {
 impl Default for Keep {
     /// Two steps, so that one damaged file costs one step; eight published states to go back to.
     fn default() -> Self {
-        Self {
-            steps: 2,
-            published: 8,
-        }
+        Self { steps: 2, published: 8 }
     }
 }
 
@@ -71,10 +68,7 @@ impl RevisionStore {
     /// # Errors
     /// [`CheckpointError::NewerFormat`] if a revision was written by a newer version: going on from an older state
     /// would lose it. [`CheckpointError::Io`]. A damaged file is no error but part of the report.
-    pub fn open(
-        folder: &Path,
-        identity: &Identity,
-    ) -> Result<(Self, RevisionReport), CheckpointError> {
+    pub fn open(folder: &Path, identity: &Identity) -> Result<(Self, RevisionReport), CheckpointError> {
         Self::open_with(Arc::new(SystemFiles), folder, identity, false)
     }
 
@@ -82,10 +76,7 @@ impl RevisionStore {
     ///
     /// # Errors
     /// As [`RevisionStore::open`].
-    pub fn open_read(
-        folder: &Path,
-        identity: &Identity,
-    ) -> Result<(Self, RevisionReport), CheckpointError> {
+    pub fn open_read(folder: &Path, identity: &Identity) -> Result<(Self, RevisionReport), CheckpointError> {
         Self::open_with(Arc::new(SystemFiles), folder, identity, true)
     }
 
@@ -103,11 +94,7 @@ impl RevisionStore {
             next_number: 1,
             is_read_only,
         };
-        let mut report = RevisionReport {
-            newest: None,
-            invalid: Vec::new(),
-            removed: Vec::new(),
-        };
+        let mut report = RevisionReport { newest: None, invalid: Vec::new(), removed: Vec::new() };
         let names = retry(|| store.files.list(folder)).map_err(store.io(folder, "list"))?;
         for name in names {
             let Some(name) = name.to_str() else { continue };
@@ -173,13 +160,8 @@ impl RevisionStore {
     pub fn load(&self, number: u64) -> Result<Revision, CheckpointError> {
         self.known(number)?;
         let (file, container) = self.open_file(number)?;
-        let sections = container
-            .load(self.files.as_ref(), &file)
-            .map_err(|error| self.read_error(number, error))?;
-        Ok(Revision {
-            info: container.info,
-            sections,
-        })
+        let sections = container.load(self.files.as_ref(), &file).map_err(|error| self.read_error(number, error))?;
+        Ok(Revision { info: container.info, sections })
     }
 
     /// Commits a revision under the next number. When this returns, it survives a crash.
@@ -220,17 +202,10 @@ impl RevisionStore {
     ///
     /// # Errors
     /// As [`RevisionStore::load`] and [`RevisionStore::commit`].
-    pub fn rollback(
-        &mut self,
-        number: u64,
-        now_unix_s: u64,
-    ) -> Result<RevisionInfo, CheckpointError> {
+    pub fn rollback(&mut self, number: u64, now_unix_s: u64) -> Result<RevisionInfo, CheckpointError> {
         let revision = self.load(number)?;
-        let sections: Vec<(&str, SectionData<'_>)> = revision
-            .sections
-            .iter()
-            .map(|(name, section)| (name.as_str(), section.as_data()))
-            .collect();
+        let sections: Vec<(&str, SectionData<'_>)> =
+            revision.sections.iter().map(|(name, section)| (name.as_str(), section.as_data())).collect();
         self.commit(&Draft {
             kind: RevisionKind::Published,
             parent: Some(number),
@@ -293,13 +268,7 @@ impl RevisionStore {
         }
     }
 
-    fn write(
-        &self,
-        temporary: &Path,
-        path: &Path,
-        number: u64,
-        draft: &Draft<'_>,
-    ) -> io::Result<RevisionInfo> {
+    fn write(&self, temporary: &Path, path: &Path, number: u64, draft: &Draft<'_>) -> io::Result<RevisionInfo> {
         let files = self.files.as_ref();
         let file = retry(|| files.open(temporary, Mode::Fresh))?;
         let info = container::write(files, &file, number, &self.identity, draft)?;
@@ -313,11 +282,7 @@ impl RevisionStore {
         if !is_full(&source) {
             return self.io(path, "write")(source);
         }
-        CheckpointError::Full {
-            path: path.to_path_buf(),
-            needed_bytes: container::file_bytes(draft),
-            source,
-        }
+        CheckpointError::Full { path: path.to_path_buf(), needed_bytes: container::file_bytes(draft), source }
     }
 
     fn remove_unfinished(&self, name: &str) -> Result<(), CheckpointError> {
@@ -336,8 +301,7 @@ impl RevisionStore {
     fn open_file(&self, number: u64) -> Result<(File, Container), CheckpointError> {
         let path = self.folder.join(file_name(number));
         let file = retry(|| self.files.open(&path, Mode::Read)).map_err(self.io(&path, "open"))?;
-        let container = Container::open(self.files.as_ref(), &file)
-            .map_err(|error| self.read_error(number, error))?;
+        let container = Container::open(self.files.as_ref(), &file).map_err(|error| self.read_error(number, error))?;
         Ok((file, container))
     }
 
@@ -346,17 +310,11 @@ impl RevisionStore {
         let path = self.folder.join(file_name(number));
         let (expected, found) = (&self.identity, &info.identity);
         if info.number != number {
-            let fault = Fault::Name {
-                number: info.number,
-            };
+            let fault = Fault::Name { number: info.number };
             return Err(CheckpointError::Damaged { path, fault });
         }
         if expected.base_digest != found.base_digest {
-            return Err(CheckpointError::OtherBase {
-                path,
-                expected: expected.base_digest,
-                found: found.base_digest,
-            });
+            return Err(CheckpointError::OtherBase { path, expected: expected.base_digest, found: found.base_digest });
         }
         if expected.tokenizer_digest != found.tokenizer_digest {
             return Err(CheckpointError::OtherTokenizer {
@@ -370,9 +328,7 @@ impl RevisionStore {
 
     fn verify_one(&self, number: u64) -> Result<(), CheckpointError> {
         let (file, container) = self.open_file(number)?;
-        container
-            .verify(self.files.as_ref(), &file)
-            .map_err(|error| self.read_error(number, error))
+        container.verify(self.files.as_ref(), &file).map_err(|error| self.read_error(number, error))
     }
 
     fn read_error(&self, number: u64, error: ReadError) -> CheckpointError {
@@ -381,11 +337,7 @@ impl RevisionStore {
             ReadError::Io(source) => self.io(&path, "read")(source),
             ReadError::Fault(fault) => CheckpointError::Damaged { path, fault },
             ReadError::OutOfMemory(bytes) => CheckpointError::OutOfMemory { bytes },
-            ReadError::Newer(found) => CheckpointError::NewerFormat {
-                path,
-                found,
-                supported: FORMAT_VERSION,
-            },
+            ReadError::Newer(found) => CheckpointError::NewerFormat { path, found, supported: FORMAT_VERSION },
         }
     }
 
@@ -397,17 +349,9 @@ impl RevisionStore {
         Ok(())
     }
 
-    fn io(
-        &self,
-        path: &Path,
-        doing: &'static str,
-    ) -> impl FnOnce(io::Error) -> CheckpointError + use<> {
+    fn io(&self, path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> CheckpointError + use<> {
         let path = path.to_path_buf();
-        move |source| CheckpointError::Io {
-            path,
-            doing,
-            source,
-        }
+        move |source| CheckpointError::Io { path, doing, source }
     }
 }
 
@@ -415,10 +359,9 @@ impl RevisionStore {
 fn invalid(name: &str, reason: CheckpointError) -> Result<InvalidRevision, CheckpointError> {
     use CheckpointError::{Damaged, OtherBase, OtherTokenizer};
     match reason {
-        Damaged { .. } | OtherBase { .. } | OtherTokenizer { .. } => Ok(InvalidRevision {
-            name: name.to_owned(),
-            reason,
-        }),
+        Damaged { .. } | OtherBase { .. } | OtherTokenizer { .. } => {
+            Ok(InvalidRevision { name: name.to_owned(), reason })
+        }
         other => Err(other),
     }
 }

@@ -8,10 +8,7 @@ use super::*;
 use crate::files::faulty::{EINTR, EIO, ENOSPC, FaultyFiles};
 use crate::files::{Files, SystemFiles};
 
-const IDENTITY: Identity = Identity {
-    base_digest: [0xB5; 32],
-    tokenizer_digest: [0x70; 32],
-};
+const IDENTITY: Identity = Identity { base_digest: [0xB5; 32], tokenizer_digest: [0x70; 32] };
 
 /// What a revision of these tests holds: everything follows from one number.
 fn contents(seed: u64) -> (Vec<u8>, Vec<f32>, Vec<f32>) {
@@ -20,11 +17,7 @@ fn contents(seed: u64) -> (Vec<u8>, Vec<f32>, Vec<f32>) {
     (seed.to_le_bytes().repeat(5), fast, slow)
 }
 
-fn commit(
-    store: &mut RevisionStore,
-    kind: RevisionKind,
-    seed: u64,
-) -> Result<RevisionInfo, CheckpointError> {
+fn commit(store: &mut RevisionStore, kind: RevisionKind, seed: u64) -> Result<RevisionInfo, CheckpointError> {
     let (state, fast, slow) = contents(seed);
     let parent = store.newest().map(|info| info.number);
     store.commit(&Draft {
@@ -48,15 +41,8 @@ fn check_loads(store: &RevisionStore, number: u64, seed: u64) {
     assert_eq!(revision.take_f32s("slow").unwrap(), slow);
     assert!(revision.f32s("empty").unwrap().is_empty());
     assert_eq!(revision.info().created_unix_s, 1_700_000_000 + seed);
-    assert!(matches!(
-        revision.bytes("fast").unwrap_err(),
-        CheckpointError::NoSection { .. }
-    ));
-    assert!(
-        revision
-            .section_names()
-            .eq(["state", "fast", "slow", "empty"])
-    );
+    assert!(matches!(revision.bytes("fast").unwrap_err(), CheckpointError::NoSection { .. }));
+    assert!(revision.section_names().eq(["state", "fast", "slow", "empty"]));
 }
 
 fn open(folder: &Path) -> (RevisionStore, RevisionReport) {
@@ -75,10 +61,7 @@ fn what_is_committed_is_there_after_reopening() {
     for seed in 1..=3 {
         let info = commit(&mut store, RevisionKind::Step, seed).unwrap();
         assert_eq!((info.number, info.identity), (seed, IDENTITY));
-        assert_eq!(
-            info.parent,
-            seed.checked_sub(1).filter(|&parent| parent > 0)
-        );
+        assert_eq!(info.parent, seed.checked_sub(1).filter(|&parent| parent > 0));
     }
     let (store, report) = open(folder.path());
     assert_eq!(report.newest.as_ref(), store.newest());
@@ -88,10 +71,7 @@ fn what_is_committed_is_there_after_reopening() {
     let on_disk: u64 = on_disk.map(|f| f.unwrap().metadata().unwrap().len()).sum();
     assert_eq!(store.bytes(), on_disk);
     assert!(store.verify().unwrap().is_empty());
-    assert!(matches!(
-        store.load(4).unwrap_err(),
-        CheckpointError::NotFound { number: 4, .. }
-    ));
+    assert!(matches!(store.load(4).unwrap_err(), CheckpointError::NotFound { number: 4, .. }));
 }
 
 /// Lets call `nth` of a commit fail and checks that the revision before it is there afterwards.
@@ -133,8 +113,7 @@ fn whichever_file_call_fails_the_previous_revision_is_intact() {
     let counting = Arc::new(FaultyFiles::new(usize::MAX, 0));
     let folder = tempfile::tempdir().unwrap();
     commit(&mut open(folder.path()).0, RevisionKind::Published, 1).unwrap();
-    let (mut store, _) =
-        RevisionStore::open_with(counting.clone(), folder.path(), &IDENTITY, false).unwrap();
+    let (mut store, _) = RevisionStore::open_with(counting.clone(), folder.path(), &IDENTITY, false).unwrap();
     commit(&mut store, RevisionKind::Step, 2).unwrap();
     assert!(counting.calls() > 20);
     for nth in 0..counting.calls() {
@@ -149,16 +128,12 @@ fn whichever_file_call_fails_the_previous_revision_is_intact() {
 fn data_is_synced_before_it_is_named_and_the_name_before_it_is_acknowledged() {
     let folder = tempfile::tempdir().unwrap();
     let files = Arc::new(FaultyFiles::new(usize::MAX, 0));
-    let (mut store, _) =
-        RevisionStore::open_with(files.clone(), folder.path(), &IDENTITY, false).unwrap();
+    let (mut store, _) = RevisionStore::open_with(files.clone(), folder.path(), &IDENTITY, false).unwrap();
     let before = files.calls();
     commit(&mut store, RevisionKind::Step, 1).unwrap();
     let mut calls = files.call_names().split_off(before);
     calls.dedup();
-    assert_eq!(
-        calls,
-        ["open", "write_at", "sync_data", "rename", "sync_folder"]
-    );
+    assert_eq!(calls, ["open", "write_at", "sync_data", "rename", "sync_folder"]);
 }
 
 #[test]
@@ -168,9 +143,7 @@ fn a_full_disk_is_told_apart_and_leaves_no_file_behind() {
     let files = Arc::new(FaultyFiles::new(2, ENOSPC));
     let (mut store, _) = RevisionStore::open_with(files, folder.path(), &IDENTITY, false).unwrap();
     let refused = commit(&mut store, RevisionKind::Step, 1).unwrap_err();
-    let CheckpointError::Full { needed_bytes, .. } = refused else {
-        panic!("{refused}")
-    };
+    let CheckpointError::Full { needed_bytes, .. } = refused else { panic!("{refused}") };
     assert!(needed_bytes > 800);
     assert_eq!(SystemFiles.list(folder.path()).unwrap().len(), 0);
     let info = commit(&mut store, RevisionKind::Step, 1).unwrap();
@@ -282,14 +255,7 @@ fn a_newer_format_stops_the_opening() {
     bytes[124..128].copy_from_slice(&crc.to_le_bytes());
     fs::write(folder.path().join("00000002.rev"), bytes).unwrap();
     let refused = RevisionStore::open(folder.path(), &IDENTITY).unwrap_err();
-    assert!(matches!(
-        refused,
-        CheckpointError::NewerFormat {
-            found: 2,
-            supported: 1,
-            ..
-        }
-    ));
+    assert!(matches!(refused, CheckpointError::NewerFormat { found: 2, supported: 1, .. }));
 }
 
 #[test]
@@ -300,10 +266,7 @@ fn commits_that_never_finished_are_removed_by_a_writer_only() {
     fs::write(folder.path().join("notes.txt"), "mine").unwrap();
     let (mut reading, report) = RevisionStore::open_read(folder.path(), &IDENTITY).unwrap();
     assert!(report.removed.is_empty() && left.exists());
-    assert!(matches!(
-        commit(&mut reading, RevisionKind::Step, 3).unwrap_err(),
-        CheckpointError::ReadOnly { .. }
-    ));
+    assert!(matches!(commit(&mut reading, RevisionKind::Step, 3).unwrap_err(), CheckpointError::ReadOnly { .. }));
     let (_, report) = open(folder.path());
     assert_eq!(report.removed, ["00000003.rev.tmp"]);
     assert!(!left.exists() && folder.path().join("notes.txt").exists());
@@ -330,33 +293,19 @@ fn pruning_keeps_the_newest_of_each_kind() {
     use RevisionKind::{Published, Step};
     let folder = tempfile::tempdir().unwrap();
     let (mut store, _) = open(folder.path());
-    let kinds = [
-        Published, Step, Step, Published, Step, Step, Step, Published,
-    ];
+    let kinds = [Published, Step, Step, Published, Step, Step, Step, Published];
     for (at, kind) in kinds.into_iter().enumerate() {
         commit(&mut store, kind, at as u64).unwrap();
     }
-    let keep = Keep {
-        steps: 2,
-        published: 2,
-    };
+    let keep = Keep { steps: 2, published: 2 };
     let removed = store.prune(keep).unwrap();
     assert_eq!(removed, [5, 3, 2, 1]);
     assert_eq!(numbers(&store), [4, 6, 7, 8]);
     assert_eq!(numbers(&open(folder.path()).0), [4, 6, 7, 8]);
-    let none = Keep {
-        steps: 0,
-        published: 0,
-    };
+    let none = Keep { steps: 0, published: 0 };
     store.prune(none).unwrap();
     assert_eq!(numbers(&store), [8], "the newest always stays");
-    assert_eq!(
-        Keep::default(),
-        Keep {
-            steps: 2,
-            published: 8
-        }
-    );
+    assert_eq!(Keep::default(), Keep { steps: 2, published: 8 });
 }
 
 #[test]
@@ -365,12 +314,7 @@ fn a_draft_that_breaks_a_rule_is_refused() {
     let (mut store, _) = open(folder.path());
     let nothing = SectionData::Bytes(&[]);
     let mut refuse = |sections: &[(&str, SectionData<'_>)]| {
-        let refused = store.commit(&Draft {
-            kind: RevisionKind::Step,
-            parent: None,
-            created_unix_s: 0,
-            sections,
-        });
+        let refused = store.commit(&Draft { kind: RevisionKind::Step, parent: None, created_unix_s: 0, sections });
         assert!(matches!(refused, Err(CheckpointError::BadSection { .. })));
     };
     refuse(&[("", nothing)]);
@@ -388,10 +332,7 @@ fn the_bytes_of_a_revision_are_these() {
     // A golden file: if this test fails, the format changed and old revisions are unreadable.
     let folder = tempfile::tempdir().unwrap();
     let (mut store, _) = open(folder.path());
-    let sections = [
-        ("state", SectionData::Bytes(b"hello")),
-        ("fast", SectionData::F32(&[1.0, -2.5])),
-    ];
+    let sections = [("state", SectionData::Bytes(b"hello")), ("fast", SectionData::F32(&[1.0, -2.5]))];
     store
         .commit(&Draft {
             kind: RevisionKind::Published,

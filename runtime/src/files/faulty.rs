@@ -16,6 +16,8 @@ pub(crate) struct FaultyFiles {
     nth: usize,
     error: i32,
     is_done_anyway: bool,
+    /// Most bytes that one read or write moves.
+    most_bytes: usize,
     /// Growths that find no room.
     growths_refused: AtomicUsize,
 }
@@ -32,24 +34,24 @@ impl FaultyFiles {
             nth,
             error,
             is_done_anyway: false,
+            most_bytes: usize::MAX,
             growths_refused: AtomicUsize::new(0),
         }
     }
 
+    /// Moves at most `most_bytes` with one read or write.
+    pub(crate) fn short(most_bytes: usize) -> Self {
+        Self { most_bytes, ..Self::new(usize::MAX, 0) }
+    }
+
     /// Has no room for the first `growths` growths.
     pub(crate) fn full_disk(growths: usize) -> Self {
-        Self {
-            growths_refused: AtomicUsize::new(growths),
-            ..Self::new(usize::MAX, 0)
-        }
+        Self { growths_refused: AtomicUsize::new(growths), ..Self::new(usize::MAX, 0) }
     }
 
     /// Does what the `nth` call asks and then says that it failed.
     pub(crate) fn after_the_fact(nth: usize, error: i32) -> Self {
-        Self {
-            is_done_anyway: true,
-            ..Self::new(nth, error)
-        }
+        Self { is_done_anyway: true, ..Self::new(nth, error) }
     }
 
     /// The number of calls so far.
@@ -103,14 +105,16 @@ impl Files for FaultyFiles {
     }
 
     fn read_at(&self, file: &File, offset: u64, bytes: &mut [u8]) -> io::Result<usize> {
+        let most = bytes.len().min(self.most_bytes);
+        let bytes = &mut bytes[..most];
         self.call("read_at", || SystemFiles.read_at(file, offset, bytes))
     }
 
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
-        self.call("write_at", || SystemFiles.write_at(file, offset, bytes))
-            .inspect_err(|_| {
-                let _ = SystemFiles.write_at(file, offset, &bytes[..bytes.len() / 2]);
-            })
+        let bytes = &bytes[..bytes.len().min(self.most_bytes)];
+        self.call("write_at", || SystemFiles.write_at(file, offset, bytes)).inspect_err(|_| {
+            let _ = SystemFiles.write_at(file, offset, &bytes[..bytes.len() / 2]);
+        })
     }
 
     fn sync_data(&self, file: &File) -> io::Result<()> {

@@ -51,20 +51,14 @@ impl Lock {
     /// # Errors
     /// [`LockError::InUse`] names the holder; [`LockError::Io`].
     pub fn acquire(path: &Path) -> Result<Self, LockError> {
-        let io_error = |source| LockError::Io {
-            path: path.to_path_buf(),
-            source,
-        };
+        let io_error = |source| LockError::Io { path: path.to_path_buf(), source };
         let mut options = File::options();
         let options = options.read(true).write(true).create(true).truncate(false);
         let mut file = options.open(path).map_err(io_error)?;
         match fs4::FileExt::try_lock(&file) {
             Ok(()) => {}
             Err(fs4::TryLockError::WouldBlock) => {
-                return Err(LockError::InUse {
-                    path: path.to_path_buf(),
-                    holder: read_holder(&mut file),
-                });
+                return Err(LockError::InUse { path: path.to_path_buf(), holder: read_holder(&mut file) });
             }
             Err(fs4::TryLockError::Error(source)) => return Err(io_error(source)),
         }
@@ -98,9 +92,7 @@ mod tests {
         let path = folder.path().join("lock");
         let first = Lock::acquire(&path).unwrap();
         let refused = Lock::acquire(&path).unwrap_err();
-        let LockError::InUse { holder, .. } = &refused else {
-            panic!("{refused}")
-        };
+        let LockError::InUse { holder, .. } = &refused else { panic!("{refused}") };
         assert_eq!(*holder, Some(std::process::id()));
         assert!(refused.to_string().contains("this process"));
         drop(first);

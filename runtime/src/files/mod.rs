@@ -120,9 +120,7 @@ impl Files for SystemFiles {
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
-        fs::read_dir(path)?
-            .map(|entry| entry.map(|entry| entry.file_name()))
-            .collect()
+        fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.file_name())).collect()
     }
 }
 
@@ -137,12 +135,7 @@ pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T>
 }
 
 /// Reads from `offset` until `bytes` are full or the file ends; returns how many there were.
-pub(crate) fn read_up_to(
-    files: &dyn Files,
-    file: &File,
-    offset: u64,
-    bytes: &mut [u8],
-) -> io::Result<usize> {
+pub(crate) fn read_up_to(files: &dyn Files, file: &File, offset: u64, bytes: &mut [u8]) -> io::Result<usize> {
     let mut done = 0;
     while done < bytes.len() {
         let rest = &mut bytes[done..];
@@ -155,12 +148,7 @@ pub(crate) fn read_up_to(
 }
 
 /// Writes all of `bytes` at `offset`.
-pub(crate) fn write_all_at(
-    files: &dyn Files,
-    file: &File,
-    offset: u64,
-    bytes: &[u8],
-) -> io::Result<()> {
+pub(crate) fn write_all_at(files: &dyn Files, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
     let mut done = 0;
     while done < bytes.len() {
         match retry(|| files.write_at(file, offset + done as u64, &bytes[done..]))? {
@@ -178,12 +166,7 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
 }
 
 /// Replaces the file `folder/name` by one with `bytes`, so that after a crash the old or the new one is there, whole.
-pub(crate) fn replace_file(
-    files: &dyn Files,
-    folder: &Path,
-    name: &str,
-    bytes: &[u8],
-) -> io::Result<()> {
+pub(crate) fn replace_file(files: &dyn Files, folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let target = folder.join(name);
     let temporary = folder.join(std::format!("{name}.tmp"));
     let written = (|| {

@@ -96,6 +96,13 @@ pub struct RunSettings {
     pub seed: u64,
 }
 
+impl RunSettings {
+    /// Whether the examples are named one by one, so that the same settings always mean the same run.
+    pub fn is_of_given_examples(&self) -> bool {
+        matches!(self.examples, Examples::These(_))
+    }
+}
+
 /// One run: so many steps over some examples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Run {
@@ -169,9 +176,9 @@ impl History {
         self.run.as_ref().map_or(0, |run| run.number)
     }
 
-    /// The run in hand, if it goes on under these settings to the same length.
-    pub fn resumable(&self, settings: &RunSettings, steps_total: impl Fn(usize) -> u64) -> Option<&Run> {
-        let run = self.run.as_ref().filter(|run| !run.is_finished())?;
+    /// The newest run, finished or not, if it is one under these settings and of this length.
+    pub fn same_run(&self, settings: &RunSettings, steps_total: impl Fn(usize) -> u64) -> Option<&Run> {
+        let run = self.run.as_ref()?;
         (run.settings == *settings && run.steps_total == steps_total(run.ids.len())).then_some(run)
     }
 
@@ -328,15 +335,15 @@ mod tests {
     }
 
     #[test]
-    fn a_run_resumes_only_under_its_own_settings() {
+    fn a_run_is_known_by_its_settings_and_its_length() {
         let mut history = History::new(Policy::Reservoir, 10);
         let these = || settings(Examples::These(vec![ExampleId(1)]));
         history.begin(these(), vec![ExampleId(1)], 5, task);
-        assert!(history.resumable(&these(), |_| 5).is_some());
-        assert!(history.resumable(&these(), |_| 6).is_none());
-        assert!(history.resumable(&RunSettings { seed: 2, ..these() }, |_| 5).is_none());
-        assert!(history.resumable(&settings(Examples::These(vec![ExampleId(2)])), |_| 5).is_none());
+        assert!(history.same_run(&these(), |_| 5).is_some());
+        assert!(history.same_run(&these(), |_| 6).is_none());
+        assert!(history.same_run(&RunSettings { seed: 2, ..these() }, |_| 5).is_none());
+        assert!(history.same_run(&settings(Examples::These(vec![ExampleId(2)])), |_| 5).is_none());
         (0..5).for_each(|_| history.step_done(&[ExampleId(1)]));
-        assert!(history.resumable(&these(), |_| 5).is_none(), "it is finished");
+        assert!(history.same_run(&these(), |_| 5).is_some_and(Run::is_finished));
     }
 }

@@ -10,8 +10,7 @@ use super::log::ReplayLog;
 use super::record::Pending;
 use super::recover::{Active, Slot};
 use super::segment::{
-    FRAME_HEADER_BYTES, FRAME_PLAIN, FrameHeader, MAX_WORD_BYTES, SEGMENT_HEADER_BYTES,
-    SegmentHeader, is_erased,
+    FRAME_HEADER_BYTES, FRAME_PLAIN, FrameHeader, MAX_WORD_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, is_erased,
 };
 use crate::storage::Medium;
 
@@ -49,11 +48,7 @@ impl<M: Medium> ReplayLog<M> {
         for (position, record) in records.iter().enumerate() {
             let bytes = record.encoded_bytes();
             if bytes > limit_bytes {
-                return Err(ReplayError::TooLarge {
-                    position,
-                    bytes,
-                    limit_bytes,
-                });
+                return Err(ReplayError::TooLarge { position, bytes, limit_bytes });
             }
             match frames.last_mut() {
                 Some((count, payload_bytes))
@@ -88,18 +83,11 @@ impl<M: Medium> ReplayLog<M> {
         if fits {
             return Ok(());
         }
-        Err(ReplayError::Full {
-            needed_bytes,
-            capacity_bytes: self.capacity_bytes(),
-        })
+        Err(ReplayError::Full { needed_bytes, capacity_bytes: self.capacity_bytes() })
     }
 
     /// Writes one frame, syncs, and only then lets the index know.
-    fn write_frame(
-        &mut self,
-        records: &[Pending<'_>],
-        payload_bytes: u32,
-    ) -> Result<(), ReplayError<M::Error>> {
+    fn write_frame(&mut self, records: &[Pending<'_>], payload_bytes: u32) -> Result<(), ReplayError<M::Error>> {
         let frame_bytes = self.geometry.frame_bytes(payload_bytes);
         let active = self.segment_with_room(frame_bytes)?;
         let mut frame = FrameHeader {
@@ -128,11 +116,7 @@ impl<M: Medium> ReplayLog<M> {
         let synced = self.medium.sync();
         self.or_die(synced, "sync")?;
 
-        self.active = Some(Active {
-            at: active.at + frame_bytes,
-            link: frame.crc,
-            ..active
-        });
+        self.active = Some(Active { at: active.at + frame_bytes, link: frame.crc, ..active });
         self.chain = frame.crc;
         self.used_bytes += u64::from(frame_bytes);
         self.acknowledge(records, frame_at);
@@ -168,10 +152,7 @@ impl<M: Medium> ReplayLog<M> {
         {
             return Ok(active);
         }
-        let full = ReplayError::Full {
-            needed_bytes: u64::from(frame_bytes),
-            capacity_bytes: self.capacity_bytes(),
-        };
+        let full = ReplayError::Full { needed_bytes: u64::from(frame_bytes), capacity_bytes: self.capacity_bytes() };
         let Some(slot) = self.free_slot() else {
             return Err(full);
         };
@@ -186,9 +167,7 @@ impl<M: Medium> ReplayLog<M> {
             tokenizer_digest: self.tokenizer_digest,
         };
         // Not synced alone: a header without frames and frames without a header are both an interrupted start.
-        let programmed = self
-            .medium
-            .write(self.geometry.base(slot), &header.encode());
+        let programmed = self.medium.write(self.geometry.base(slot), &header.encode());
         if let Err(error) = &programmed
             && M::is_full(error)
         {
@@ -198,11 +177,7 @@ impl<M: Medium> ReplayLog<M> {
         self.last_sequence += 1;
         self.slots[slot as usize] = Slot::Used;
         self.used_bytes += SEGMENT_HEADER_BYTES as u64;
-        let active = Active {
-            slot,
-            at: SEGMENT_HEADER_BYTES as u32,
-            link: header.crc(),
-        };
+        let active = Active { slot, at: SEGMENT_HEADER_BYTES as u32, link: header.crc() };
         self.active = Some(active);
         Ok(active)
     }
@@ -235,15 +210,8 @@ impl<M: Medium> ReplayLog<M> {
         self.or_die(synced, "sync")
     }
 
-    fn program(
-        &mut self,
-        mut at: u32,
-        frame: &FrameHeader,
-        records: &[Pending<'_>],
-    ) -> Result<(), M::Error> {
-        let Self {
-            medium, staging, ..
-        } = self;
+    fn program(&mut self, mut at: u32, frame: &FrameHeader, records: &[Pending<'_>]) -> Result<(), M::Error> {
+        let Self { medium, staging, .. } = self;
         staging.clear();
         let mut push = |mut bytes: &[u8]| -> Result<(), M::Error> {
             while !bytes.is_empty() {
@@ -272,11 +240,7 @@ impl<M: Medium> ReplayLog<M> {
     }
 
     /// Turns a failed write into an error and the log into one that only reads.
-    fn or_die(
-        &mut self,
-        result: Result<(), M::Error>,
-        doing: &'static str,
-    ) -> Result<(), ReplayError<M::Error>> {
+    fn or_die(&mut self, result: Result<(), M::Error>, doing: &'static str) -> Result<(), ReplayError<M::Error>> {
         result.map_err(|source| {
             self.is_dead = true;
             ReplayError::WriteFailed { doing, source }

@@ -3,9 +3,7 @@
 use alloc::vec::Vec;
 
 use super::error::{Dropped, ReplayError};
-use super::segment::{
-    FRAME_HEADER_BYTES, Geometry, MAX_WORD_BYTES, MIN_WORD_BYTES, SEGMENT_HEADER_BYTES,
-};
+use super::segment::{FRAME_HEADER_BYTES, Geometry, MAX_WORD_BYTES, MIN_WORD_BYTES, SEGMENT_HEADER_BYTES};
 use crate::example::{ContentKey, ExampleId};
 use crate::storage::Medium;
 
@@ -21,16 +19,10 @@ pub struct LogConfig {
 impl LogConfig {
     /// Segments of one erase block.
     pub fn new(tokenizer_digest: [u8; 32]) -> Self {
-        Self {
-            tokenizer_digest,
-            blocks_per_segment: 1,
-        }
+        Self { tokenizer_digest, blocks_per_segment: 1 }
     }
 
-    pub(super) fn geometry<M: Medium>(
-        &self,
-        medium: &M,
-    ) -> Result<Geometry, ReplayError<M::Error>> {
+    pub(super) fn geometry<M: Medium>(&self, medium: &M) -> Result<Geometry, ReplayError<M::Error>> {
         let unsuitable = |reason| Err(ReplayError::Unsuitable { reason });
         let capacity = medium.capacity();
         if !M::WRITE_SIZE.is_power_of_two() || M::WRITE_SIZE > MAX_WORD_BYTES {
@@ -44,9 +36,9 @@ impl LogConfig {
             return unsuitable("its blocks must be whole words and its size below 4 GiB");
         }
         let segment_bytes = M::ERASE_SIZE.checked_mul(self.blocks_per_segment as usize);
-        let Some(segment_bytes) = segment_bytes.filter(|&bytes| {
-            bytes <= capacity && bytes >= SEGMENT_HEADER_BYTES + 2 * FRAME_HEADER_BYTES
-        }) else {
+        let Some(segment_bytes) =
+            segment_bytes.filter(|&bytes| bytes <= capacity && bytes >= SEGMENT_HEADER_BYTES + 2 * FRAME_HEADER_BYTES)
+        else {
             return unsuitable("a segment must hold a header and a frame and fit the medium");
         };
         Ok(Geometry {

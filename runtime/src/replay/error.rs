@@ -32,9 +32,7 @@ pub enum ReplayError<E: core::error::Error + 'static> {
     #[error("an earlier write to the replay log failed; reopen it to go on")]
     Dead,
     /// No room is left. Space comes back when records are removed and the log is compacted.
-    #[error(
-        "the replay log is full: {needed_bytes} bytes do not fit the {capacity_bytes} bytes of its medium"
-    )]
+    #[error("the replay log is full: {needed_bytes} bytes do not fit the {capacity_bytes} bytes of its medium")]
     Full {
         /// Bytes of frames that were to be written.
         needed_bytes: u64,
@@ -88,11 +86,7 @@ pub enum ReplayError<E: core::error::Error + 'static> {
         supported: u16,
     },
     /// The log holds token ids of another tokenizer.
-    #[error(
-        "the replay log holds tokens of tokenizer {}, not of {}",
-        Hex(found),
-        Hex(expected)
-    )]
+    #[error("the replay log holds tokens of tokenizer {}, not of {}", Hex(found), Hex(expected))]
     OtherTokenizer {
         /// Digest of the tokenizer the log was to be opened with.
         expected: [u8; 32],

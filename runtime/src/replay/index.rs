@@ -43,15 +43,7 @@ pub(crate) struct Index {
 
 impl Index {
     /// Adds a record. Its id must be above all ids added before.
-    pub(crate) fn insert(
-        &mut self,
-        id: u64,
-        key: ContentKey,
-        task: &str,
-        tokens: u32,
-        frame_at: u32,
-        record_at: u32,
-    ) {
+    pub(crate) fn insert(&mut self, id: u64, key: ContentKey, task: &str, tokens: u32, frame_at: u32, record_at: u32) {
         debug_assert!(self.entries.last().is_none_or(|last| last.id < id));
         let task = self.task_number(task);
         let count = &mut self.tasks[task as usize];
@@ -59,14 +51,7 @@ impl Index {
         count.tokens += u64::from(tokens);
         self.tokens += u64::from(tokens);
         self.keys.insert((key.0, id));
-        self.entries.push(Entry {
-            id,
-            key: key.0,
-            frame_at,
-            record_at,
-            tokens,
-            task,
-        });
+        self.entries.push(Entry { id, key: key.0, frame_at, record_at, tokens, task });
     }
 
     /// Drops a record; says whether it was there.
@@ -115,11 +100,7 @@ impl Index {
     fn task_number(&mut self, task: &str) -> u32 {
         let found = self.tasks.iter().position(|count| count.task == task);
         let number = found.unwrap_or_else(|| {
-            self.tasks.push(TaskCount {
-                task: String::from(task),
-                records: 0,
-                tokens: 0,
-            });
+            self.tasks.push(TaskCount { task: String::from(task), records: 0, tokens: 0 });
             self.tasks.len() - 1
         });
         number as u32

@@ -51,21 +51,15 @@ impl<M: Medium> ReplayLog<M> {
     /// [`ReplayError::OtherTokenizer`], [`ReplayError::OtherGeometry`] and [`ReplayError::NewerFormat`] if the log was
     /// made differently; [`ReplayError::Unsuitable`] if the medium's sizes cannot carry a log;
     /// [`ReplayError::Medium`] if it cannot be read. Damage is no error but part of the report.
-    pub fn open(
-        mut medium: M,
-        config: &LogConfig,
-    ) -> Result<(Self, RecoveryReport), ReplayError<M::Error>> {
+    pub fn open(mut medium: M, config: &LogConfig) -> Result<(Self, RecoveryReport), ReplayError<M::Error>> {
         let geometry = config.geometry(&medium)?;
         let doing = "sync";
         let synced = medium.sync();
         synced.map_err(|source| ReplayError::Medium { doing, source })?;
         let mut index = Index::default();
-        let scan = scan(
-            &mut medium,
-            &geometry,
-            &config.tokenizer_digest,
-            &mut |place, record| admit(&mut index, place, record),
-        )?;
+        let scan = scan(&mut medium, &geometry, &config.tokenizer_digest, &mut |place, record| {
+            admit(&mut index, place, record)
+        })?;
         for dropped in &scan.dropped {
             log::warn!("replay log: {dropped}");
         }
@@ -103,10 +97,7 @@ impl<M: Medium> ReplayLog<M> {
     /// [`ReplayError::TooLarge`] and [`ReplayError::Full`] before anything is written;
     /// [`ReplayError::WriteFailed`], after which the log only reads. A disk that fills up in the middle of several
     /// segments is `Full` too.
-    pub fn append(
-        &mut self,
-        examples: &[Example],
-    ) -> Result<Vec<ExampleId>, ReplayError<M::Error>> {
+    pub fn append(&mut self, examples: &[Example]) -> Result<Vec<ExampleId>, ReplayError<M::Error>> {
         let records: Vec<Pending<'_>> = examples.iter().map(Pending::Example).collect();
         let first = self.commit(&records)?;
         Ok((first..self.next_id).map(ExampleId).collect())
@@ -143,20 +134,23 @@ impl<M: Medium> ReplayLog<M> {
         let entry = found.ok_or(ReplayError::NotFound { id })?;
         let offset = entry.frame_at;
         let damaged = ReplayError::Damaged { id, offset };
-        let mut frame = self.read_frame(offset)?;
-        if FrameHeader::parse(&frame).is_none() {
-            frame = self.repaired_frame(offset)?.unwrap_or_default();
-        }
-        let Some((_, payload)) = FrameHeader::parse(&frame) else {
+        let frame = self.read_frame(offset)?;
+        let repaired;
+        let parsed = match FrameHeader::parse(&frame) {
+            Some(parsed) => Some(parsed),
+            None => {
+                repaired = self.repaired_frame(offset)?;
+                repaired.as_deref().and_then(FrameHeader::parse)
+            }
+        };
+        let Some((_, payload)) = parsed else {
             return Err(damaged);
         };
         let record = payload.get(entry.record_at as usize..);
         let Some((record, _)) = record.and_then(Record::take) else {
             return Err(damaged);
         };
-        let example = record
-            .to_example()
-            .map_err(|source| ReplayError::Undecodable { id, source })?;
+        let example = record.to_example().map_err(|source| ReplayError::Undecodable { id, source })?;
         if example.key().0 != entry.key {
             return Err(damaged);
         }
@@ -178,18 +172,8 @@ impl<M: Medium> ReplayLog<M> {
             examples += u64::from(is_sound && matches!(record, Record::Example { .. }));
             is_sound && admit(&mut found, place, record)
         };
-        let Scan {
-            slots,
-            frames,
-            read_bytes,
-            dropped,
-            ..
-        } = scan(
-            &mut self.medium,
-            &self.geometry,
-            &self.tokenizer_digest,
-            &mut seen,
-        )?;
+        let Scan { slots, frames, read_bytes, dropped, .. } =
+            scan(&mut self.medium, &self.geometry, &self.tokenizer_digest, &mut seen)?;
         let lost = |entry: &&Entry| {
             let place = |entry: &Entry| (entry.frame_at, entry.record_at, entry.key);
             found.get(entry.id).map(place) != Some(place(entry))
@@ -217,10 +201,7 @@ impl<M: Medium> ReplayLog<M> {
 
     /// All live records, oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = RecordInfo<'_>> + ExactSizeIterator {
-        self.index
-            .entries()
-            .iter()
-            .map(|entry| self.describe(entry))
+        self.index.entries().iter().map(|entry| self.describe(entry))
     }
 
     /// Live records.
@@ -320,23 +301,11 @@ fn used(slots: &[Slot]) -> u32 {
 /// Takes a record into the index; says whether it could be used.
 fn admit(index: &mut Index, place: Place, record: Record<'_>) -> bool {
     match record {
-        Record::Example {
-            key,
-            task,
-            token_count,
-            ..
-        } => {
+        Record::Example { key, task, token_count, .. } => {
             if check_task(task).is_err() {
                 return false;
             }
-            index.insert(
-                place.id,
-                ContentKey(key),
-                task,
-                token_count,
-                place.frame_at,
-                place.record_at,
-            );
+            index.insert(place.id, ContentKey(key), task, token_count, place.frame_at, place.record_at);
         }
         Record::Tombstone { id } => {
             index.remove(id);

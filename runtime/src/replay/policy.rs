@@ -84,13 +84,7 @@ enum Purpose {
 impl Memory {
     /// An empty memory for `capacity` examples.
     pub fn new(policy: Policy, capacity: u32) -> Self {
-        Self {
-            policy,
-            capacity,
-            seen: 0,
-            slots: Vec::new(),
-            tasks: Vec::new(),
-        }
+        Self { policy, capacity, seen: 0, slots: Vec::new(), tasks: Vec::new() }
     }
 
     /// The memory after all of `examples`, ids with their task, were inserted in order.
@@ -113,10 +107,7 @@ impl Memory {
         self.seen += 1;
         let task = self.task_number(task);
         self.tasks[task].seen += 1;
-        let newcomer = Slot {
-            id,
-            task: task as u32,
-        };
+        let newcomer = Slot { id, task: task as u32 };
         if self.capacity == 0 {
             return Insertion::Skipped;
         }
@@ -138,13 +129,7 @@ impl Memory {
 
     /// Up to `count` different examples that are not in `exclude`, in drawn order: a function of the memory, `seed` and
     /// `step`. Fewer if the memory does not hold so many.
-    pub fn draw(
-        &self,
-        count: usize,
-        seed: u64,
-        step: u64,
-        exclude: &[ExampleId],
-    ) -> Vec<ExampleId> {
+    pub fn draw(&self, count: usize, seed: u64, step: u64, exclude: &[ExampleId]) -> Vec<ExampleId> {
         let ids = self.slots.iter().map(|slot| slot.id);
         let mut pool: Vec<ExampleId> = ids.filter(|id| !exclude.contains(id)).collect();
         let count = count.min(pool.len());
@@ -193,9 +178,8 @@ impl Memory {
         self.slots.iter().any(|slot| slot.id == id)
     }
 
-    /// Whether its parts agree with each other; of what was read from a file.
-    #[cfg_attr(not(any(feature = "std", test)), expect(dead_code))]
-    pub(crate) fn is_sound(&self) -> bool {
+    /// Whether its parts agree with each other. Asked of what was read from a file before it is used.
+    pub fn is_sound(&self) -> bool {
         let held = |number| self.slots.iter().filter(|slot| slot.task as usize == number).count();
         self.seen < u64::MAX / 2
             && self.tasks.iter().all(|task| task.seen <= self.seen)
@@ -206,9 +190,7 @@ impl Memory {
 
     /// How many examples of each task are held.
     pub fn tasks(&self) -> impl Iterator<Item = (&str, u32)> {
-        self.tasks
-            .iter()
-            .map(|task| (task.name.as_str(), task.held))
+        self.tasks.iter().map(|task| (task.name.as_str(), task.held))
     }
 
     fn insert_uniform(&mut self, newcomer: Slot, nth: u64, seed: u64) -> Insertion {
@@ -245,12 +227,7 @@ impl Memory {
     }
 
     /// A place among those `is_candidate` names, each as likely as the others.
-    fn choose_place(
-        &self,
-        is_candidate: impl Fn(&Slot) -> bool,
-        nth: u64,
-        seed: u64,
-    ) -> Option<usize> {
+    fn choose_place(&self, is_candidate: impl Fn(&Slot) -> bool, nth: u64, seed: u64) -> Option<usize> {
         let candidates = self.slots.iter().filter(|slot| is_candidate(slot)).count();
         let chosen = below(candidates as u64, seed, nth, Purpose::Evict) as usize;
         let places = self.slots.iter().enumerate();
@@ -281,12 +258,7 @@ impl Memory {
     fn task_number(&mut self, name: &str) -> usize {
         let known = self.tasks.iter().position(|task| task.name == name);
         known.unwrap_or_else(|| {
-            self.tasks.push(Task {
-                name: String::from(name),
-                seen: 0,
-                held: 0,
-                was_largest: false,
-            });
+            self.tasks.push(Task { name: String::from(name), seen: 0, held: 0, was_largest: false });
             self.tasks.len() - 1
         })
     }
@@ -372,21 +344,13 @@ mod tests {
         // 17 degrees of freedom at one in a hundred.
         assert_eq!(allowed.len(), 18);
         assert!(chi_square(&allowed) < 33.4, "{}", chi_square(&allowed));
-        assert_eq!(
-            memory.draw(50, 7, 0, &excluded).len(),
-            18,
-            "no more than there are"
-        );
+        assert_eq!(memory.draw(50, 7, 0, &excluded).len(), 18, "no more than there are");
     }
 
     #[test]
     fn built_in_one_go_or_resumed_after_any_prefix_is_the_same_memory() {
         let examples = stream(&[("a", 40), ("b", 5), ("a", 10), ("c", 30)]);
-        for policy in [
-            Policy::Reservoir,
-            BALANCED,
-            Policy::BalancedReservoir { floor: 3 },
-        ] {
+        for policy in [Policy::Reservoir, BALANCED, Policy::BalancedReservoir { floor: 3 }] {
             let whole = Memory::rebuild(policy, 9, 5, examples.iter().copied());
             for cut in 0..examples.len() {
                 let memory = Memory::rebuild(policy, 9, 5, examples[..cut].iter().copied());

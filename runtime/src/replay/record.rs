@@ -127,24 +127,13 @@ impl<'a> Record<'a> {
 
     /// Decodes an example record fully.
     pub(crate) fn to_example(self) -> Result<Example, RecordError> {
-        let Self::Example {
-            key,
-            time_unix_s,
-            task,
-            prompt_len,
-            token_count,
-            codec,
-            tokens,
-        } = self
-        else {
+        let Self::Example { key, time_unix_s, task, prompt_len, token_count, codec, tokens } = self else {
             return Err(RecordError::Malformed);
         };
         if codec != TOKENS_VARINT {
             return Err(RecordError::Codec { codec });
         }
-        let wrong = RecordError::Tokens {
-            expected: token_count,
-        };
+        let wrong = RecordError::Tokens { expected: token_count };
         let count = token_count as usize;
         // Each token takes a byte at least, so nothing is allocated for tokens that are not there.
         if count > tokens.len() || count > MAX_EXAMPLE_TOKENS {
@@ -160,8 +149,8 @@ impl<'a> Record<'a> {
         if !rest.is_empty() {
             return Err(wrong);
         }
-        let example = Example::from_tokens(ids, prompt_len as usize, task, time_unix_s)
-            .map_err(RecordError::Example)?;
+        let example =
+            Example::from_tokens(ids, prompt_len as usize, task, time_unix_s).map_err(RecordError::Example)?;
         if example.key() != ContentKey(key) {
             return Err(RecordError::Key);
         }
@@ -253,11 +242,7 @@ mod tests {
     #[test]
     fn a_token_has_one_encoding_and_damage_is_an_error() {
         assert_eq!(read_varint(&[0x80, 0x00]), None, "padded");
-        assert_eq!(
-            read_varint(&[0xFF, 0xFF, 0xFF, 0xFF, 0x1F]),
-            None,
-            "33 bits"
-        );
+        assert_eq!(read_varint(&[0xFF, 0xFF, 0xFF, 0xFF, 0x1F]), None, "33 bits");
         assert_eq!(read_varint(&[0xFF; 9]), None, "endless");
         assert_eq!(read_varint(&[]), None);
         let example = Example::new(&[1, 2], &[3], 4, "t", 0).unwrap();

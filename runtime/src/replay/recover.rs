@@ -13,8 +13,8 @@ use super::error::{DropReason, Dropped, ReplayError};
 use super::record::Record;
 use super::repair::{repair_frame, repair_header};
 use super::segment::{
-    FORMAT_VERSION, FRAME_HEADER_BYTES, FRAME_PLAIN, FrameHeader, Geometry, HeaderState,
-    SEGMENT_HEADER_BYTES, SegmentHeader, hidden_end_id, is_erased,
+    FORMAT_VERSION, FRAME_HEADER_BYTES, FRAME_PLAIN, FrameHeader, Geometry, HeaderState, SEGMENT_HEADER_BYTES,
+    SegmentHeader, hidden_end_id, is_erased,
 };
 use crate::storage::Medium;
 
@@ -154,17 +154,12 @@ struct Walk<'a, M> {
 
 impl<M: Medium> Walk<'_, M> {
     /// Reads the header of every slot; returns the sound ones, oldest first.
-    fn read_headers(
-        &mut self,
-        tokenizer_digest: &[u8; 32],
-    ) -> Result<Vec<Head>, ReplayError<M::Error>> {
+    fn read_headers(&mut self, tokenizer_digest: &[u8; 32]) -> Result<Vec<Head>, ReplayError<M::Error>> {
         let mut heads = Vec::new();
         for slot in 0..self.geometry.segments {
             let offset = self.geometry.base(slot);
             let mut bytes = [0; SEGMENT_HEADER_BYTES];
-            self.medium
-                .read(offset, &mut bytes)
-                .map_err(|source| reading(source, "read a segment header"))?;
+            self.medium.read(offset, &mut bytes).map_err(|source| reading(source, "read a segment header"))?;
             let mut found = SegmentHeader::parse(&bytes);
             if found == HeaderState::Broken
                 && let Some(repaired) = repair_header(&bytes)
@@ -175,20 +170,12 @@ impl<M: Medium> Walk<'_, M> {
                 HeaderState::Erased => Slot::Erased,
                 HeaderState::Broken => Slot::Torn,
                 HeaderState::Newer(found) => {
-                    return Err(ReplayError::NewerFormat {
-                        offset,
-                        found,
-                        supported: FORMAT_VERSION,
-                    });
+                    return Err(ReplayError::NewerFormat { offset, found, supported: FORMAT_VERSION });
                 }
                 HeaderState::Valid(header) => {
                     check_header(&header, self.geometry, tokenizer_digest)?;
                     self.scan.last_sequence = self.scan.last_sequence.max(header.sequence);
-                    heads.push(Head {
-                        slot,
-                        header,
-                        is_repaired: header.encode() != bytes,
-                    });
+                    heads.push(Head { slot, header, is_repaired: header.encode() != bytes });
                     Slot::Used
                 }
             };
@@ -209,11 +196,7 @@ impl<M: Medium> Walk<'_, M> {
             if end_id.is_some() {
                 self.scan.slots[slot as usize] = Slot::Damaged;
             }
-            self.broken.push(Broken {
-                slot,
-                bytes: written_bytes(&self.segment),
-                end_id,
-            });
+            self.broken.push(Broken { slot, bytes: written_bytes(&self.segment), end_id });
         }
         Ok(())
     }
@@ -254,11 +237,7 @@ impl<M: Medium> Walk<'_, M> {
     }
 
     /// Walks one segment; `next` is the header of the one after it, which says where this one ends.
-    fn read_segment(
-        &mut self,
-        head: &Head,
-        next: Option<&SegmentHeader>,
-    ) -> Result<(), ReplayError<M::Error>> {
+    fn read_segment(&mut self, head: &Head, next: Option<&SegmentHeader>) -> Result<(), ReplayError<M::Error>> {
         let base = self.geometry.base(head.slot);
         let before = self.scan.frames;
         self.load(head.slot)?;
@@ -309,12 +288,7 @@ impl<M: Medium> Walk<'_, M> {
     }
 
     /// Follows the frames of the loaded segment; returns the offset after the last one, and what the next links to.
-    fn walk_frames(
-        &mut self,
-        base: u32,
-        mut link: u32,
-        next: Option<&SegmentHeader>,
-    ) -> (usize, u32) {
+    fn walk_frames(&mut self, base: u32, mut link: u32, next: Option<&SegmentHeader>) -> (usize, u32) {
         let segment = core::mem::take(&mut self.segment);
         let end_id = next.map_or(u64::MAX, |next| next.end_id);
         let mut at = SEGMENT_HEADER_BYTES;
@@ -356,11 +330,7 @@ impl<M: Medium> Walk<'_, M> {
     }
 
     /// `found`, if it is the frame that comes next.
-    fn carrying_on<'f>(
-        &self,
-        found: Option<(FrameHeader, &'f [u8])>,
-        link: u32,
-    ) -> Option<(FrameHeader, &'f [u8])> {
+    fn carrying_on<'f>(&self, found: Option<(FrameHeader, &'f [u8])>, link: u32) -> Option<(FrameHeader, &'f [u8])> {
         found.filter(|(frame, _)| frame.first_id == self.scan.next_id && frame.previous_crc == link)
     }
 
@@ -390,11 +360,8 @@ impl<M: Medium> Walk<'_, M> {
                 let Some((record, after)) = Record::take(rest) else {
                     break;
                 };
-                let place = Place {
-                    id: frame.first_id + nth,
-                    frame_at,
-                    record_at: (payload.len() - rest.len()) as u32,
-                };
+                let place =
+                    Place { id: frame.first_id + nth, frame_at, record_at: (payload.len() - rest.len()) as u32 };
                 unused += u64::from(!(self.seen)(place, record));
                 unread -= 1;
                 rest = after;
@@ -409,9 +376,7 @@ impl<M: Medium> Walk<'_, M> {
 
     /// The log ends in a hole: an append that was cut short, or the place of frames that were whole once.
     fn end_in_hole(&mut self, slot: u32, hole: &Hole, is_empty: bool) {
-        let lost = hole
-            .hidden_id
-            .map_or(0, |hidden| hidden.saturating_sub(self.scan.end_id));
+        let lost = hole.hidden_id.map_or(0, |hidden| hidden.saturating_sub(self.scan.end_id));
         let (records, reason) = match lost {
             0 => (None, DropReason::TornTail),
             lost => (Some(lost), DropReason::Lost),
@@ -467,21 +432,13 @@ impl<M: Medium> Walk<'_, M> {
     }
 
     fn drop(&mut self, offset: u32, bytes: u32, records: Option<u64>, reason: DropReason) {
-        self.scan.dropped.push(Dropped {
-            offset,
-            bytes,
-            records,
-            reason,
-        });
+        self.scan.dropped.push(Dropped { offset, bytes, records, reason });
     }
 }
 
 /// Length of `bytes` without the erased end.
 fn written_bytes(bytes: &[u8]) -> u32 {
-    bytes
-        .iter()
-        .rposition(|&byte| byte != 0xFF)
-        .map_or(0, |at| at as u32 + 1)
+    bytes.iter().rposition(|&byte| byte != 0xFF).map_or(0, |at| at as u32 + 1)
 }
 
 fn check_header<E: core::error::Error + 'static>(
@@ -490,16 +447,10 @@ fn check_header<E: core::error::Error + 'static>(
     tokenizer_digest: &[u8; 32],
 ) -> Result<(), ReplayError<E>> {
     if header.segment_bytes != geometry.segment_bytes || header.word_bytes != geometry.word_bytes {
-        return Err(ReplayError::OtherGeometry {
-            segment_bytes: header.segment_bytes,
-            word_bytes: header.word_bytes,
-        });
+        return Err(ReplayError::OtherGeometry { segment_bytes: header.segment_bytes, word_bytes: header.word_bytes });
     }
     if header.tokenizer_digest != *tokenizer_digest {
-        return Err(ReplayError::OtherTokenizer {
-            expected: *tokenizer_digest,
-            found: header.tokenizer_digest,
-        });
+        return Err(ReplayError::OtherTokenizer { expected: *tokenizer_digest, found: header.tokenizer_digest });
     }
     Ok(())
 }

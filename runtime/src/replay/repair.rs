@@ -7,9 +7,7 @@
 
 use alloc::vec::Vec;
 
-use super::segment::{
-    CRC32C, FRAME_HEADER_BYTES, FrameHeader, HeaderState, SEGMENT_HEADER_BYTES, SegmentHeader,
-};
+use super::segment::{CRC32C, FRAME_HEADER_BYTES, FrameHeader, HeaderState, SEGMENT_HEADER_BYTES, SegmentHeader};
 
 /// CRC32C's polynomial, as the checksum register sees it.
 const POLYNOMIAL: u32 = 0x82F6_3B78;
@@ -65,8 +63,8 @@ fn repair_length(bytes: &[u8]) -> Option<Vec<u8>> {
     for bit in 0..FRAME_LENGTH.len() * 8 {
         let byte = FRAME_LENGTH.start + bit / 8;
         head[byte] ^= 1 << (bit % 8);
-        let end = FrameHeader::read(&head)
-            .and_then(|frame| FRAME_HEADER_BYTES.checked_add(frame.payload_bytes as usize));
+        let end =
+            FrameHeader::read(&head).and_then(|frame| FRAME_HEADER_BYTES.checked_add(frame.payload_bytes as usize));
         if let Some(payload) = end.and_then(|end| bytes.get(FRAME_HEADER_BYTES..end)) {
             let mut repaired = head.clone();
             repaired.extend_from_slice(payload);

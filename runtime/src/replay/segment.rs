@@ -279,14 +279,8 @@ mod tests {
 
     #[test]
     fn a_frame_round_trips_and_every_flipped_bit_is_seen() {
-        let mut frame = FrameHeader {
-            codec: FRAME_PLAIN,
-            records: 2,
-            payload_bytes: 5,
-            crc: 0,
-            previous_crc: 9,
-            first_id: 40,
-        };
+        let mut frame =
+            FrameHeader { codec: FRAME_PLAIN, records: 2, payload_bytes: 5, crc: 0, previous_crc: 9, first_id: 40 };
         let mut digest = frame.start_crc();
         digest.update(b"hello");
         frame.crc = digest.finalize();

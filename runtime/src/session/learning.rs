@@ -29,11 +29,21 @@ pub struct LearnRequest {
     pub min_steps: u64,
     /// New examples of one step. Default 4.
     pub batch_rows: usize,
+    /// Whether the newest run, if it was this very one and is finished, is done once more. Default no: a call that was
+    /// killed after its last step can be made again, and finds that nothing is left to do.
+    pub again: bool,
 }
 
 impl Default for LearnRequest {
     fn default() -> Self {
-        Self { examples: Examples::NotYetLearned(None), steps: None, epochs: 3, min_steps: 30, batch_rows: 4 }
+        Self {
+            examples: Examples::NotYetLearned(None),
+            steps: None,
+            epochs: 3,
+            min_steps: 30,
+            batch_rows: 4,
+            again: false,
+        }
     }
 }
 
@@ -55,8 +65,10 @@ impl LearnRequest {
 impl Session {
     /// Learns until the run is finished, the budget is spent, or someone cancels.
     ///
-    /// A run that was not finished goes on where it stopped if it is asked for again: the same examples, method, trainer,
-    /// seed and length. Anything else begins a new run, and an unfinished one before it is given up as far as it came.
+    /// The newest run goes on where it stopped if it is asked for again: the same examples, method, trainer, seed and length.
+    /// If it was finished, nothing is left to do, unless [`LearnRequest::again`] says otherwise. Any other request begins a
+    /// new run, and an unfinished one before it is given up as far as it came.
+    ///
     /// A run stopped and resumed, at whatever step and however often, even by a kill, gives the same bytes on the CPU as
     /// one that never stopped.
     ///
@@ -81,10 +93,15 @@ impl Session {
         let (method, trainer, seed) = (self.method, self.trainer, self.seed);
         let examples = request.examples.clone();
         let settings = RunSettings { examples, method, trainer, batch_rows: request.batch_rows, seed };
-        if self.history.resumable(&settings, |examples| request.steps_total(examples)).is_some() {
-            return Ok(());
-        }
-        let ids = self.waiting(&request.examples)?;
+        let same_run = self.history.same_run(&settings, |examples| request.steps_total(examples));
+        let ids = match (same_run, self.waiting(&request.examples)) {
+            (Some(run), _) if !run.is_finished() => return Ok(()),
+            // Examples that came since then make it another run.
+            (Some(_), waiting) if !request.again && (waiting.is_err() || settings.is_of_given_examples()) => {
+                return Ok(());
+            }
+            (_, waiting) => waiting?,
+        };
         let steps_total = request.steps_total(ids.len());
         log::info!("run {}: {} examples, {steps_total} steps", self.history.run_number() + 1, ids.len());
         self.history.begin(settings, ids, steps_total, |id| self.ledger.task(id));

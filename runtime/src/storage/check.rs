@@ -59,18 +59,9 @@ pub fn check_medium<M: Medium>(medium: &mut M) -> Result<(), MediumFault<M::Erro
 fn check_geometry<M: Medium>(medium: &M) -> Result<(), MediumFault<M::Error>> {
     let rules = [
         ("READ_SIZE is at least 1", M::READ_SIZE >= 1),
-        (
-            "WRITE_SIZE is a power of two of at most 32 bytes",
-            M::WRITE_SIZE.is_power_of_two() && M::WRITE_SIZE <= 32,
-        ),
-        (
-            "READ_SIZE divides WRITE_SIZE",
-            M::READ_SIZE >= 1 && M::WRITE_SIZE.is_multiple_of(M::READ_SIZE),
-        ),
-        (
-            "WRITE_SIZE divides ERASE_SIZE",
-            M::ERASE_SIZE > 0 && M::ERASE_SIZE.is_multiple_of(M::WRITE_SIZE.max(1)),
-        ),
+        ("WRITE_SIZE is a power of two of at most 32 bytes", M::WRITE_SIZE.is_power_of_two() && M::WRITE_SIZE <= 32),
+        ("READ_SIZE divides WRITE_SIZE", M::READ_SIZE >= 1 && M::WRITE_SIZE.is_multiple_of(M::READ_SIZE)),
+        ("WRITE_SIZE divides ERASE_SIZE", M::ERASE_SIZE > 0 && M::ERASE_SIZE.is_multiple_of(M::WRITE_SIZE.max(1))),
         (
             "capacity is a whole, positive number of erase blocks within 32 bits",
             M::ERASE_SIZE > 0
@@ -92,45 +83,27 @@ struct Probe<'a, M: Medium> {
 impl<M: Medium> Probe<'_, M> {
     fn erase(&mut self, block: usize) -> Result<(), MediumFault<M::Error>> {
         let from = (block * M::ERASE_SIZE) as u32;
-        self.medium
-            .erase(from, from + M::ERASE_SIZE as u32)
-            .map_err(|source| MediumFault::Call {
-                call: "erase",
-                offset: from,
-                source,
-            })?;
+        self.medium.erase(from, from + M::ERASE_SIZE as u32).map_err(|source| MediumFault::Call {
+            call: "erase",
+            offset: from,
+            source,
+        })?;
         let read = self.read(from, M::ERASE_SIZE)?;
         expect(&read, from, "an erased block reads as 0xFF", |_| 0xFF)
     }
 
     fn read(&mut self, offset: u32, len: usize) -> Result<Vec<u8>, MediumFault<M::Error>> {
         let mut bytes = vec![0; len];
-        self.medium
-            .read(offset, &mut bytes)
-            .map_err(|source| MediumFault::Call {
-                call: "read",
-                offset,
-                source,
-            })?;
+        self.medium.read(offset, &mut bytes).map_err(|source| MediumFault::Call { call: "read", offset, source })?;
         Ok(bytes)
     }
 
     fn write(&mut self, offset: u32, bytes: &[u8]) -> Result<(), MediumFault<M::Error>> {
-        self.medium
-            .write(offset, bytes)
-            .map_err(|source| MediumFault::Call {
-                call: "write",
-                offset,
-                source,
-            })
+        self.medium.write(offset, bytes).map_err(|source| MediumFault::Call { call: "write", offset, source })
     }
 
     fn sync(&mut self) -> Result<(), MediumFault<M::Error>> {
-        self.medium.sync().map_err(|source| MediumFault::Call {
-            call: "sync",
-            offset: 0,
-            source,
-        })
+        self.medium.sync().map_err(|source| MediumFault::Call { call: "sync", offset: 0, source })
     }
 
     fn program_whole_block(&mut self, block: usize) -> Result<(), MediumFault<M::Error>> {
@@ -139,9 +112,7 @@ impl<M: Medium> Probe<'_, M> {
         self.write(from, &bytes)?;
         self.sync()?;
         let read = self.read(from, M::ERASE_SIZE)?;
-        expect(&read, from, "a programmed block reads back", |at| {
-            pattern(from, at)
-        })
+        expect(&read, from, "a programmed block reads back", |at| pattern(from, at))
     }
 
     fn single_words(&mut self, block: usize) -> Result<(), MediumFault<M::Error>> {
@@ -158,22 +129,14 @@ impl<M: Medium> Probe<'_, M> {
             let read = self.read(from + at as u32, M::READ_SIZE)?;
             let rule = "a word is programmed alone and its neighbours stay";
             expect(&read, from + at as u32, rule, |inner| {
-                if programmed(at + inner) {
-                    pattern(from, at + inner)
-                } else {
-                    0xFF
-                }
+                if programmed(at + inner) { pattern(from, at + inner) } else { 0xFF }
             })?;
         }
         self.erase(block)?;
         self.program_whole_block(block)
     }
 
-    fn erase_leaves_neighbours(
-        &mut self,
-        block: usize,
-        blocks: usize,
-    ) -> Result<(), MediumFault<M::Error>> {
+    fn erase_leaves_neighbours(&mut self, block: usize, blocks: usize) -> Result<(), MediumFault<M::Error>> {
         let neighbours: Vec<usize> = [block.checked_sub(1), Some(block + 1)]
             .into_iter()
             .flatten()
@@ -187,9 +150,7 @@ impl<M: Medium> Probe<'_, M> {
         for (&neighbour, before) in neighbours.iter().zip(&before) {
             let from = (neighbour * M::ERASE_SIZE) as u32;
             let after = self.read(from, M::ERASE_SIZE)?;
-            expect(&after, from, "erase leaves other blocks alone", |at| {
-                before[at]
-            })?;
+            expect(&after, from, "erase leaves other blocks alone", |at| before[at])?;
         }
         Ok(())
     }
@@ -205,10 +166,7 @@ impl<M: Medium> Probe<'_, M> {
             self.medium.erase(block, 0).is_err(),
         ];
         if past_the_end.contains(&false) {
-            return Err(MediumFault::Broken {
-                rule: "a call past the end is refused",
-                offset: end,
-            });
+            return Err(MediumFault::Broken { rule: "a call past the end is refused", offset: end });
         }
         let misaligned = [
             M::WRITE_SIZE == 1 || self.medium.write(1, &word).is_err(),
@@ -217,10 +175,7 @@ impl<M: Medium> Probe<'_, M> {
             M::READ_SIZE == 1 || self.medium.read(1, &mut vec![0; M::READ_SIZE]).is_err(),
         ];
         if misaligned.contains(&false) {
-            return Err(MediumFault::Broken {
-                rule: "a misaligned call is refused",
-                offset: 0,
-            });
+            return Err(MediumFault::Broken { rule: "a misaligned call is refused", offset: 0 });
         }
         Ok(())
     }
@@ -228,10 +183,7 @@ impl<M: Medium> Probe<'_, M> {
 
 /// A byte that differs between blocks, between neighbouring words and from 0xFF in most places.
 fn pattern(from: u32, at: usize) -> u8 {
-    (at as u32)
-        .wrapping_mul(31)
-        .wrapping_add(from >> 8)
-        .wrapping_add(at as u32 >> 8) as u8
+    (at as u32).wrapping_mul(31).wrapping_add(from >> 8).wrapping_add(at as u32 >> 8) as u8
 }
 
 fn expect<E: core::error::Error + 'static>(
@@ -241,10 +193,7 @@ fn expect<E: core::error::Error + 'static>(
     expected: impl Fn(usize) -> u8,
 ) -> Result<(), MediumFault<E>> {
     match (0..read.len()).find(|&at| read[at] != expected(at)) {
-        Some(at) => Err(MediumFault::Broken {
-            rule,
-            offset: offset + at as u32,
-        }),
+        Some(at) => Err(MediumFault::Broken { rule, offset: offset + at as u32 }),
         None => Ok(()),
     }
 }

@@ -13,8 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use embedded_storage::nor_flash::{
-    ErrorType, NorFlash, NorFlashError, NorFlashErrorKind, ReadNorFlash, check_erase, check_read,
-    check_write,
+    ErrorType, NorFlash, NorFlashError, NorFlashErrorKind, ReadNorFlash, check_erase, check_read, check_write,
 };
 
 use crate::files::lock::{Lock, LockError};
@@ -105,10 +104,7 @@ impl FileFlash {
         lock_path.push(".lock");
         let lock = Lock::acquire(Path::new(&lock_path))?;
         let flash = Self::open_unlocked(Arc::new(SystemFiles), path, capacity_bytes)?;
-        Ok(Self {
-            _lock: Some(lock),
-            ..flash
-        })
+        Ok(Self { _lock: Some(lock), ..flash })
     }
 
     /// Opens the file `path` to be read, whether or not someone is writing to it.
@@ -120,20 +116,12 @@ impl FileFlash {
     }
 
     /// As [`FileFlash::open`], for a caller that holds a lock of its own.
-    pub(crate) fn open_unlocked(
-        files: Arc<dyn Files>,
-        path: &Path,
-        capacity_bytes: u32,
-    ) -> Result<Self, FileError> {
+    pub(crate) fn open_unlocked(files: Arc<dyn Files>, path: &Path, capacity_bytes: u32) -> Result<Self, FileError> {
         let mut flash = Self::with_mode(files, path, Mode::Write)?;
         let io = |doing| flash.io(doing);
         // The name must survive a crash before anything in the file can.
         if let Some(folder) = path.parent().filter(|_| flash.len_bytes == 0) {
-            let folder = if folder.as_os_str().is_empty() {
-                Path::new(".")
-            } else {
-                folder
-            };
+            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
             retry(|| flash.files.sync_folder(folder)).map_err(io("sync the folder of"))?;
         }
         flash.capacity_bytes = whole_blocks(u64::from(capacity_bytes).max(flash.len_bytes));
@@ -141,10 +129,7 @@ impl FileFlash {
     }
 
     /// As [`FileFlash::open_read`].
-    pub(crate) fn open_unlocked_read(
-        files: Arc<dyn Files>,
-        path: &Path,
-    ) -> Result<Self, FileError> {
+    pub(crate) fn open_unlocked_read(files: Arc<dyn Files>, path: &Path) -> Result<Self, FileError> {
         let flash = Self::with_mode(files, path, Mode::Read)?;
         Ok(Self {
             capacity_bytes: whole_blocks(flash.len_bytes + u64::from(BLOCK_BYTES) - 1),
@@ -154,17 +139,9 @@ impl FileFlash {
     }
 
     fn with_mode(files: Arc<dyn Files>, path: &Path, mode: Mode) -> Result<Self, FileError> {
-        let io = |doing| {
-            move |source| FileError::Io {
-                path: path.to_path_buf(),
-                doing,
-                source,
-            }
-        };
+        let io = |doing| move |source| FileError::Io { path: path.to_path_buf(), doing, source };
         if path.exists() && !path.is_file() {
-            return Err(FileError::NotAFile {
-                path: path.to_path_buf(),
-            });
+            return Err(FileError::NotAFile { path: path.to_path_buf() });
         }
         let file = retry(|| files.open(path, mode)).map_err(io("open"))?;
         let len_bytes = retry(|| files.len_bytes(&file)).map_err(io("measure"))?;
@@ -191,18 +168,12 @@ impl FileFlash {
 
     fn io(&self, doing: &'static str) -> impl FnOnce(io::Error) -> FileError + use<> {
         let path = self.path.clone();
-        move |source| FileError::Io {
-            path,
-            doing,
-            source,
-        }
+        move |source| FileError::Io { path, doing, source }
     }
 
     fn check_writable(&self) -> Result<(), FileError> {
         if self.is_read_only {
-            return Err(FileError::ReadOnly {
-                path: self.path.clone(),
-            });
+            return Err(FileError::ReadOnly { path: self.path.clone() });
         }
         Ok(())
     }
@@ -222,16 +193,8 @@ impl FileFlash {
         self.len_bytes = grown.map_err(|source| {
             let path = self.path.clone();
             match is_full(&source) {
-                true => FileError::Full {
-                    path,
-                    needed_bytes: exact,
-                    source,
-                },
-                false => FileError::Io {
-                    path,
-                    doing: "set aside space for",
-                    source,
-                },
+                true => FileError::Full { path, needed_bytes: exact, source },
+                false => FileError::Io { path, doing: "set aside space for", source },
             }
         })?;
         Ok(())
@@ -315,8 +278,7 @@ impl NorFlash for FileFlash {
             let stored = &mut stored[..part.len()];
             stored.copy_from_slice(part);
             complement(stored);
-            write_all_at(self.files.as_ref(), &self.file, at, stored)
-                .map_err(self.io("write to"))?;
+            write_all_at(self.files.as_ref(), &self.file, at, stored).map_err(self.io("write to"))?;
             at += part.len() as u64;
         }
         Ok(())
@@ -386,24 +348,16 @@ mod tests {
         let path = folder.path().join("f");
         let flash = FileFlash::open(&path, CAPACITY).unwrap();
         let refused = FileFlash::open(&path, CAPACITY).unwrap_err().to_string();
-        assert!(
-            refused.contains(&std::process::id().to_string()),
-            "{refused}"
-        );
+        assert!(refused.contains(&std::process::id().to_string()), "{refused}");
         let (mut log, _) = ReplayLog::open(flash, &config()).unwrap();
         log.append(&[example(1)]).unwrap();
         let reader = FileFlash::open_read(&path).unwrap();
         let (mut reading, _) = ReplayLog::open(reader, &config()).unwrap();
         assert_eq!(reading.read(ExampleId(1)).unwrap(), example(1));
         let refused = reading.append(&[example(2)]).unwrap_err();
-        let ReplayError::WriteFailed { source, .. } = refused else {
-            panic!("{refused}")
-        };
+        let ReplayError::WriteFailed { source, .. } = refused else { panic!("{refused}") };
         assert!(matches!(source, FileError::ReadOnly { .. }));
-        assert!(matches!(
-            FileFlash::open_read(folder.path()).unwrap_err(),
-            FileError::NotAFile { .. }
-        ));
+        assert!(matches!(FileFlash::open_read(folder.path()).unwrap_err(), FileError::NotAFile { .. }));
     }
 
     /// Appends three examples in two calls; what was acknowledged, and how it ended.

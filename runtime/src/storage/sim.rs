@@ -10,8 +10,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use embedded_storage::nor_flash::{
-    ErrorType, NorFlash, NorFlashError, NorFlashErrorKind, ReadNorFlash, check_erase, check_read,
-    check_write,
+    ErrorType, NorFlash, NorFlashError, NorFlashErrorKind, ReadNorFlash, check_erase, check_read, check_write,
 };
 
 use super::Medium;
@@ -125,13 +124,7 @@ impl<const WORD: usize, const BLOCK: usize> SimFlash<WORD, BLOCK> {
     /// Puts a cache of `page_bytes` pages before the flash. At a cut each page touched since the last sync is left
     /// in a state drawn from `seed`. With `sync_lies` a sync reports success and flushes nothing.
     pub fn with_cache(mut self, page_bytes: usize, seed: u64, sync_lies: bool) -> Self {
-        self.cache = Some(Cache {
-            page_bytes,
-            seed,
-            sync_lies,
-            durable: self.bytes.clone(),
-            since: Vec::new(),
-        });
+        self.cache = Some(Cache { page_bytes, seed, sync_lies, durable: self.bytes.clone(), since: Vec::new() });
         self
     }
 
@@ -217,12 +210,7 @@ impl<const WORD: usize, const BLOCK: usize> SimFlash<WORD, BLOCK> {
     }
 
     /// Changes `target.len()` bytes at `from`, of which a cut may leave a part.
-    fn change(
-        &mut self,
-        from: usize,
-        target: &[u8],
-        torn: Option<(usize, Tear)>,
-    ) -> Result<(), SimError> {
+    fn change(&mut self, from: usize, target: &[u8], torn: Option<(usize, Tear)>) -> Result<(), SimError> {
         let mut result = target.to_vec();
         if let Some((done, tear)) = torn {
             let old = &self.bytes[from..from + target.len()];
@@ -249,11 +237,8 @@ impl<const WORD: usize, const BLOCK: usize> SimFlash<WORD, BLOCK> {
         for page in 0..cache.durable.len().div_ceil(cache.page_bytes) {
             let start = page * cache.page_bytes;
             let end = (start + cache.page_bytes).min(cache.durable.len());
-            let touching: Vec<&(usize, Vec<u8>)> = cache
-                .since
-                .iter()
-                .filter(|(from, bytes)| *from < end && from + bytes.len() > start)
-                .collect();
+            let touching: Vec<&(usize, Vec<u8>)> =
+                cache.since.iter().filter(|(from, bytes)| *from < end && from + bytes.len() > start).collect();
             cache.seed = mix(cache.seed.wrapping_add(0x9e37_79b9_7f4a_7c15));
             let kept = (cache.seed % (touching.len() as u64 + 1)) as usize;
             for (from, bytes) in &touching[..kept] {
@@ -335,9 +320,7 @@ impl<const WORD: usize, const BLOCK: usize> NorFlash for SimFlash<WORD, BLOCK> {
         check_write(self, offset, bytes.len()).map_err(SimError::Misuse)?;
         let words = offset as usize / WORD..(offset as usize + bytes.len()) / WORD;
         if let Some(word) = words.clone().find(|&word| self.programmed[word]) {
-            return Err(SimError::ProgrammedTwice {
-                offset: (word * WORD) as u32,
-            });
+            return Err(SimError::ProgrammedTwice { offset: (word * WORD) as u32 });
         }
         let torn = self.budget(bytes.len())?;
         for word in words.clone() {

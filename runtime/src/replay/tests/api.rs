@@ -53,14 +53,7 @@ fn too_large_and_full_are_told_apart_and_change_nothing() {
     let (mut log, _) = open(SimFlash::<8, 256>::new(2), 1);
     let large = Example::new(&[1], &[u32::MAX; 60], 2, "t", 0).unwrap();
     let refused = log.append(&[example(1), large.clone()]).unwrap_err();
-    let ReplayError::TooLarge {
-        position,
-        bytes,
-        limit_bytes,
-    } = refused
-    else {
-        panic!("{refused}")
-    };
+    let ReplayError::TooLarge { position, bytes, limit_bytes } = refused else { panic!("{refused}") };
     assert_eq!((position, limit_bytes), (1, 256 - 120));
     assert!(bytes > limit_bytes);
     assert!(log.is_empty());
@@ -72,15 +65,10 @@ fn too_large_and_full_are_told_apart_and_change_nothing() {
             Err(error) => break error,
         }
     };
-    assert!(
-        matches!(refused, ReplayError::Full { capacity_bytes: 512, needed_bytes } if needed_bytes > 0)
-    );
+    assert!(matches!(refused, ReplayError::Full { capacity_bytes: 512, needed_bytes } if needed_bytes > 0));
     let many: Vec<Example> = (0..40).map(example).collect();
     let work = log.medium().worked_bytes();
-    assert!(matches!(
-        log.append(&many).unwrap_err(),
-        ReplayError::Full { .. }
-    ));
+    assert!(matches!(log.append(&many).unwrap_err(), ReplayError::Full { .. }));
     assert_eq!(log.medium().worked_bytes(), work);
     // Full is not dead: what fits is still taken.
     let (log, _) = open(log.into_medium(), 1);
@@ -99,10 +87,7 @@ fn removal_hides_a_record_at_once_and_for_good() {
     assert_eq!(log.contains(batch[0].key()), Some(ExampleId(1)));
     log.remove(ExampleId(1)).unwrap();
     assert_eq!(log.contains(batch[0].key()), Some(ExampleId(3)));
-    assert!(matches!(
-        log.read(ExampleId(1)).unwrap_err(),
-        ReplayError::NotFound { id: ExampleId(1) }
-    ));
+    assert!(matches!(log.read(ExampleId(1)).unwrap_err(), ReplayError::NotFound { id: ExampleId(1) }));
     let both = [ExampleId(2), ExampleId(1)];
     assert!(log.remove_all(&both).is_err());
     assert_eq!(log.len(), 2, "all or none");
@@ -138,10 +123,7 @@ fn a_failed_sync_ends_the_handle_but_not_the_log() {
     let (log, _) = open(SimFlash::<8, 512>::new(4), 1);
     let mut flash = log.into_medium();
     let (mut log, _) = ReplayLog::open(Wrapped(&mut flash, 1), &config(1)).unwrap();
-    assert!(matches!(
-        log.append(&[example(1)]).unwrap_err(),
-        ReplayError::WriteFailed { doing: "sync", .. }
-    ));
+    assert!(matches!(log.append(&[example(1)]).unwrap_err(), ReplayError::WriteFailed { doing: "sync", .. }));
     assert!(log.is_empty(), "not acknowledged, not listed");
     for _ in 0..2 {
         let refused = log.append(&[example(1)]).unwrap_err();
@@ -197,19 +179,11 @@ fn a_log_made_differently_is_refused() {
 
     let other = LogConfig::new([0xD2; 32]);
     let refused = ReplayLog::open(SimFlash::<8, 512>::from_image(image.clone()), &other);
-    let Err(ReplayError::OtherTokenizer { expected, found }) = refused else {
-        panic!()
-    };
+    let Err(ReplayError::OtherTokenizer { expected, found }) = refused else { panic!() };
     assert_eq!((expected, found), ([0xD2; 32], DIGEST));
 
     let refused = ReplayLog::open(SimFlash::<8, 512>::from_image(image.clone()), &config(2));
-    assert!(matches!(
-        refused,
-        Err(ReplayError::OtherGeometry {
-            segment_bytes: 512,
-            word_bytes: 8
-        })
-    ));
+    assert!(matches!(refused, Err(ReplayError::OtherGeometry { segment_bytes: 512, word_bytes: 8 })));
     let refused = ReplayLog::open(SimFlash::<16, 512>::from_image(image), &config(1));
     assert!(matches!(refused, Err(ReplayError::OtherGeometry { .. })));
 
@@ -225,10 +199,7 @@ fn the_bytes_on_flash_are_these() {
     log.append(&[example]).unwrap();
     log.remove(ExampleId(1)).unwrap();
     let flash = log.into_medium();
-    let hex: String = flash.image()[..192]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hex: String = flash.image()[..192].iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(hex, include_str!("golden_v1.hex").replace('\n', ""));
 }
 

@@ -27,11 +27,7 @@ fn check_only_truth<M: Medium>(log: &mut ReplayLog<M>, stored: &[Example]) -> us
 fn a_flipped_bit_costs_the_last_batch_at_most_and_is_reported() {
     let (flash, stored) = filled(20);
     let (log, _) = open(flash.clone(), 1);
-    let used_bytes = flash
-        .image()
-        .iter()
-        .rposition(|&byte| byte != 0xFF)
-        .unwrap();
+    let used_bytes = flash.image().iter().rposition(|&byte| byte != 0xFF).unwrap();
     let last_frame_at = log.index.entries().last().unwrap().frame_at as usize;
     for bit in 0..flash.image().len() * 8 {
         let mut flipped = flash.clone();
@@ -40,15 +36,8 @@ fn a_flipped_bit_costs_the_last_batch_at_most_and_is_reported() {
         let kept = check_only_truth(&mut log, &stored);
         // Nothing behind the last frame shows that it was whole once; it holds two records.
         let is_in_last = (last_frame_at..=used_bytes).contains(&(bit / 8));
-        assert_eq!(
-            kept,
-            stored.len() - if is_in_last { 2 } else { 0 },
-            "bit {bit}"
-        );
-        let is_unused = flash.image()[bit / 8..]
-            .iter()
-            .take(512 - bit / 8 % 512)
-            .all(|&b| b == 0xFF);
+        assert_eq!(kept, stored.len() - if is_in_last { 2 } else { 0 }, "bit {bit}");
+        let is_unused = flash.image()[bit / 8..].iter().take(512 - bit / 8 % 512).all(|&b| b == 0xFF);
         assert!(!report.dropped.is_empty() || is_unused, "bit {bit}");
         // It can still be appended to.
         let id = log.append(&[example(999)]).unwrap()[0];
@@ -62,8 +51,12 @@ fn a_flipped_bit_costs_the_last_batch_at_most_and_is_reported() {
 fn what_is_lost_is_counted_and_its_ids_are_not_given_out_again() {
     let (flash, stored) = filled(20);
     let image = flash.image().to_vec();
-    // Byte ranges to destroy, and how many records go on before them.
-    for (from, to) in [(0, 96), (100, 140), (512 + 90, 512 + 110), (1024, 1536)] {
+    let last_frame_at = open(flash, 1).0.index.entries()[39].frame_at as usize;
+    let last_segment_at = last_frame_at / 512 * 512;
+    assert!(last_frame_at > last_segment_at + 96, "a frame stands before it");
+    let destroyed =
+        [(0, 96), (100, 140), (512 + 90, 512 + 110), (1024, 1536), (last_segment_at + 100, last_segment_at + 140)];
+    for (from, to) in destroyed {
         let mut image = image.clone();
         image[from..to].fill(0x5A);
         let (mut log, report) = open(SimFlash::<8, 512>::from_image(image), 1);
@@ -156,8 +149,7 @@ fn check_mangled(flash: &SimFlash<8, 512>, stored: &[Example], seed: u64) {
             _ => image[at..end].fill(noise as u8),
         }
     }
-    let Ok((mut log, _)) = ReplayLog::open(SimFlash::<8, 512>::from_image(image), &config(1))
-    else {
+    let Ok((mut log, _)) = ReplayLog::open(SimFlash::<8, 512>::from_image(image), &config(1)) else {
         return;
     };
     check_only_truth(&mut log, stored);
@@ -188,11 +180,47 @@ fn more_than_a_flipped_bit_in_an_open_log_is_an_error_that_names_the_record() {
     }
     assert!(log.read(ExampleId(3)).is_err());
     let missing = log.verify().unwrap().missing;
-    assert_eq!(
-        missing,
-        [3, 4, 5, 6].map(ExampleId),
-        "the log ends before it"
-    );
+    assert_eq!(missing, [3, 4, 5, 6].map(ExampleId), "the log ends before it");
+}
+
+#[test]
+fn a_frame_from_an_earlier_use_of_its_place_never_joins_the_log() {
+    let write = |first: u64| {
+        let (mut log, _) = open(SimFlash::<8, 512>::new(2), 1);
+        let same_size = |seed: u64| Example::new(&[7], &[seed as u32], 2, "t", 5).unwrap();
+        log.append(&[same_size(first)]).unwrap();
+        log.append(&[same_size(first + 1)]).unwrap();
+        let second_at = log.index.entries()[1].frame_at as usize;
+        (log.into_medium().image().to_vec(), second_at)
+    };
+    let (old, old_at) = write(10);
+    let (mut new, new_at) = write(20);
+    assert_eq!(old_at, new_at);
+    // Whole, in the right place, with the right id, and written before the frame it follows now.
+    new[new_at..].copy_from_slice(&old[new_at..]);
+    let (log, report) = open(SimFlash::<8, 512>::from_image(new), 1);
+    assert_eq!(log.len(), 1);
+    assert_eq!(report.dropped.len(), 1);
+}
+
+#[test]
+fn a_frame_with_a_wrong_id_never_joins_the_log() {
+    use crate::replay::segment::FrameHeader;
+    let (mut log, _) = open(SimFlash::<8, 512>::new(2), 1);
+    log.append(&[example(1)]).unwrap();
+    let frame_at = log.index.entries()[0].frame_at as usize;
+    let end = log.bytes() as usize;
+    let mut image = log.into_medium().image().to_vec();
+    let (first, payload) = FrameHeader::parse(&image[frame_at..]).unwrap();
+    let mut second = FrameHeader { previous_crc: first.crc, first_id: 7, ..first };
+    let mut digest = second.start_crc();
+    digest.update(payload);
+    second.crc = digest.finalize();
+    let payload = payload.to_vec();
+    image[end..end + 24].copy_from_slice(&second.encode());
+    image[end + 24..end + 24 + payload.len()].copy_from_slice(&payload);
+    let (log, report) = open(SimFlash::<8, 512>::from_image(image), 1);
+    assert_eq!((log.len(), report.dropped.len()), (1, 1));
 }
 
 #[test]
@@ -218,9 +246,7 @@ fn mangled_images_many() {
 fn random_images_never_panic() {
     let (flash, _) = filled(20);
     for seed in 0..20_000_u64 {
-        let mut image: Vec<u8> = (0..2048 / 8)
-            .flat_map(|at| mix(seed ^ mix(at)).to_le_bytes())
-            .collect();
+        let mut image: Vec<u8> = (0..2048 / 8).flat_map(|at| mix(seed ^ mix(at)).to_le_bytes()).collect();
         for nth in 0..mix(seed) % 5 {
             let noise = mix(seed ^ mix(nth + 77));
             let from = (noise as usize % flash.image().len()) & !7;
@@ -229,8 +255,7 @@ fn random_images_never_panic() {
             let len = len.min(image.len() - to);
             image[to..to + len].copy_from_slice(&flash.image()[from..from + len]);
         }
-        if let Ok((mut log, _)) = ReplayLog::open(SimFlash::<8, 512>::from_image(image), &config(1))
-        {
+        if let Ok((mut log, _)) = ReplayLog::open(SimFlash::<8, 512>::from_image(image), &config(1)) {
             let _ = log.verify().unwrap();
             let _ = log.append(&[example(seed)]);
         }
@@ -261,9 +286,7 @@ fn crafted_images_never_panic() {
             };
             let base = slot as usize * 512;
             image[base..base + 96].copy_from_slice(&header.encode());
-            let payload: Vec<u8> = (0..noise(slot + 8) % 200)
-                .map(|at| (noise(at + 100) % 4) as u8)
-                .collect();
+            let payload: Vec<u8> = (0..noise(slot + 8) % 200).map(|at| (noise(at + 100) % 4) as u8).collect();
             let mut frame = FrameHeader {
                 codec: (noise(slot + 12) % 4 == 0) as u8,
                 records: 1 + (noise(slot + 16) % 3) as u16,

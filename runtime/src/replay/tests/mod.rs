@@ -14,21 +14,14 @@ use crate::storage::sim::{SimError, SimFlash};
 const DIGEST: [u8; 32] = [0xD1; 32];
 
 fn config(blocks_per_segment: u32) -> LogConfig {
-    LogConfig {
-        blocks_per_segment,
-        ..LogConfig::new(DIGEST)
-    }
+    LogConfig { blocks_per_segment, ..LogConfig::new(DIGEST) }
 }
 
 /// An example whose content depends on `seed` only: 3 to 12 tokens, three tasks.
 fn example(seed: u64) -> Example {
     let noise = mix(seed ^ 0xE8A3);
-    let prompt: Vec<u32> = (0..1 + noise % 5)
-        .map(|at| mix(noise ^ at) as u32 % 50_000)
-        .collect();
-    let answer: Vec<u32> = (0..1 + (noise >> 8) % 5)
-        .map(|at| mix(noise ^ at ^ 0x55) as u32)
-        .collect();
+    let prompt: Vec<u32> = (0..1 + noise % 5).map(|at| mix(noise ^ at) as u32 % 50_000).collect();
+    let answer: Vec<u32> = (0..1 + (noise >> 8) % 5).map(|at| mix(noise ^ at ^ 0x55) as u32).collect();
     let task = ["math", "code", "talk"][(noise >> 16) as usize % 3];
     Example::new(&prompt, &answer, 2, task, 1_700_000_000 + seed).unwrap()
 }
@@ -71,11 +64,7 @@ impl Model {
 
     /// Does `op` to the log and to the model. `Err` is what the log said; the op is then in flight: its events are
     /// there, not acknowledged.
-    fn run<M: Medium>(
-        &mut self,
-        log: &mut ReplayLog<M>,
-        op: &Op,
-    ) -> Result<(), ReplayError<M::Error>> {
+    fn run<M: Medium>(&mut self, log: &mut ReplayLog<M>, op: &Op) -> Result<(), ReplayError<M::Error>> {
         let ids = (log.next_id().0..).map(ExampleId);
         match op {
             Op::Append(batch) => {
@@ -102,14 +91,10 @@ impl Model {
     fn check_recovered<M: Medium>(&mut self, log: &mut ReplayLog<M>, allows_loss: bool) {
         let found: Vec<ExampleId> = log.iter().map(|info| info.id).collect();
         let least = if allows_loss { 0 } else { self.acknowledged };
-        let count = (least..=self.events.len())
-            .rev()
-            .find(|&count| self.live(count).into_keys().eq(found.iter().copied()));
+        let count =
+            (least..=self.events.len()).rev().find(|&count| self.live(count).into_keys().eq(found.iter().copied()));
         let Some(count) = count else {
-            panic!(
-                "{found:?} is no prefix of {:?} after {least} events",
-                self.events
-            );
+            panic!("{found:?} is no prefix of {:?} after {least} events", self.events);
         };
         check_contents(log, &self.live(count));
         if !allows_loss {
@@ -122,30 +107,17 @@ impl Model {
 
 /// The log holds exactly `live`, whichever way it is asked.
 fn check_contents<M: Medium>(log: &mut ReplayLog<M>, live: &BTreeMap<ExampleId, &Example>) {
-    let listed: Vec<(ExampleId, String, u32)> = log
-        .iter()
-        .map(|info| (info.id, info.task.to_string(), info.tokens))
-        .collect();
-    let expected: Vec<(ExampleId, String, u32)> = live
-        .iter()
-        .map(|(&id, e)| (id, e.task().to_string(), e.tokens().len() as u32))
-        .collect();
+    let listed: Vec<(ExampleId, String, u32)> =
+        log.iter().map(|info| (info.id, info.task.to_string(), info.tokens)).collect();
+    let expected: Vec<(ExampleId, String, u32)> =
+        live.iter().map(|(&id, e)| (id, e.task().to_string(), e.tokens().len() as u32)).collect();
     assert_eq!(listed, expected);
     assert_eq!(log.len(), live.len());
-    assert_eq!(
-        log.tokens(),
-        live.values().map(|e| e.tokens().len() as u64).sum::<u64>()
-    );
-    assert_eq!(
-        log.tasks().map(|count| count.records).sum::<u64>(),
-        live.len() as u64
-    );
+    assert_eq!(log.tokens(), live.values().map(|e| e.tokens().len() as u64).sum::<u64>());
+    assert_eq!(log.tasks().map(|count| count.records).sum::<u64>(), live.len() as u64);
     for (&id, &example) in live {
         assert_eq!(&log.read(id).unwrap(), example);
-        let lowest = live
-            .iter()
-            .find(|(_, other)| other.key() == example.key())
-            .map(|(&id, _)| id);
+        let lowest = live.iter().find(|(_, other)| other.key() == example.key()).map(|(&id, _)| id);
         assert_eq!(log.contains(example.key()), lowest);
     }
 }

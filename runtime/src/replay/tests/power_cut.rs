@@ -54,11 +54,7 @@ impl<const W: usize, const B: usize> Case<W, B> {
         model.check_recovered(&mut log, false);
         // A batch within a segment is stored whole or not at all; these scripts have no larger one.
         let is_stored = model.acknowledged > before;
-        Interrupted {
-            flash: log.into_medium(),
-            model,
-            done: at + usize::from(is_stored),
-        }
+        Interrupted { flash: log.into_medium(), model, done: at + usize::from(is_stored) }
     }
 
     fn fresh(&self) -> SimFlash<W, B> {
@@ -67,9 +63,7 @@ impl<const W: usize, const B: usize> Case<W, B> {
 
     fn work_bytes(&self) -> u64 {
         let done = self.run(self.fresh(), Model::default(), 0);
-        let Ok(flash) = done else {
-            panic!("the power failed without a cut")
-        };
+        let Ok(flash) = done else { panic!("the power failed without a cut") };
         flash.worked_bytes()
     }
 
@@ -79,9 +73,7 @@ impl<const W: usize, const B: usize> Case<W, B> {
         for cut in 0..work_bytes {
             let mut flash = self.fresh();
             flash.cut_after(cut, tear);
-            let Err(interrupted) = self.run(flash, Model::default(), 0) else {
-                panic!("no cut at {cut}")
-            };
+            let Err(interrupted) = self.run(flash, Model::default(), 0) else { panic!("no cut at {cut}") };
             let Interrupted { flash, model, done } = *interrupted;
             assert!(self.run(flash, model, done).is_ok());
         }
@@ -94,9 +86,7 @@ impl<const W: usize, const B: usize> Case<W, B> {
         for cut in 0..self.work_bytes() {
             let mut flash = self.fresh();
             flash.cut_after(cut, tear);
-            let Err(first) = self.run(flash, Model::default(), 0) else {
-                panic!("no cut at {cut}")
-            };
+            let Err(first) = self.run(flash, Model::default(), 0) else { panic!("no cut at {cut}") };
             for second in 0.. {
                 let mut flash = first.flash.clone();
                 flash.cut_after(second, tear);
@@ -114,17 +104,8 @@ impl<const W: usize, const B: usize> Case<W, B> {
     }
 }
 
-fn case<const W: usize, const B: usize>(
-    blocks: usize,
-    blocks_per_segment: u32,
-    seed: u64,
-    ops: usize,
-) -> Case<W, B> {
-    Case {
-        blocks,
-        blocks_per_segment,
-        script: script(seed, ops),
-    }
+fn case<const W: usize, const B: usize>(blocks: usize, blocks_per_segment: u32, seed: u64, ops: usize) -> Case<W, B> {
+    Case { blocks, blocks_per_segment, script: script(seed, ops) }
 }
 
 #[test]
@@ -233,8 +214,7 @@ fn an_interrupted_start_gives_its_segment_back() {
     for life in 0..10 {
         let (mut log, report) = open(flash, 1);
         assert_eq!(report.dropped.len(), usize::from(life > 0));
-        log.medium
-            .cut_after(if life == 0 { 130 } else { 256 + 130 }, Tear::InOrder);
+        log.medium.cut_after(if life == 0 { 130 } else { 256 + 130 }, Tear::InOrder);
         let error = log.append(&[example(7)]).unwrap_err();
         assert!(is_power_cut(&error));
         let again = log.append(&[example(7)]).unwrap_err();
