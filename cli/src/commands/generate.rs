@@ -96,11 +96,7 @@ struct Document<'a> {
 
 /// Runs the verb.
 pub(crate) fn run(args: &GenerateArgs, options: &Options, output: Output) -> Result<(), CliError> {
-    let mut builder = open::builder(&args.model.model, options)?;
-    if let Some(store) = &args.store {
-        builder = builder.store(open::existing_store(store)?);
-    }
-    let mut session = open::open(builder)?;
+    let mut session = open::open_to_read(&args.model.model, args.store.as_deref(), options)?;
     session.serve(args.learner.into());
     let generate_options = args.sampling.options(options.seed);
     let generation = if args.raw || !has_chat_template(&session) {
