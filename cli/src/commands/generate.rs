@@ -27,7 +27,7 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     model: ModelArg,
     /// The prompt
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
     /// Take the prompt as it is, without the chat template
     #[arg(long)]
@@ -64,7 +64,7 @@ pub(crate) struct SamplingArgs {
     #[arg(long, value_name = "F", default_value_t = 1.0)]
     repetition_penalty: f32,
     /// End before this text; may be given several times
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
 }
 

@@ -49,7 +49,7 @@ pub(crate) struct LearnArgs {
     #[arg(long)]
     chat: bool,
     /// Text between prompt and answer; one space if not given
-    #[arg(long, value_name = "TEXT", conflicts_with = "chat")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "chat", allow_hyphen_values = true)]
     join: Option<String>,
     #[command(flatten)]
     method: MethodArgs,
