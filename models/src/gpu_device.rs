@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use burn::tensor::wgpu::WgpuBackend;
 use burn::tensor::Device;
 
 use crate::compute_error::ComputeError;
@@ -15,7 +16,10 @@ use crate::compute_error::ComputeError;
 pub(crate) fn open() -> Result<(Device, String), ComputeError> {
     static OPENED: OnceLock<Result<(Device, String), String>> = OnceLock::new();
     let opened = OPENED.get_or_init(|| {
-        let (device, setup) = Device::wgpu_options().init_with_setup().map_err(|error| error.to_string())?;
+        // OpenGL would be tried too, which few drivers run compute kernels on without faults.
+        let api = if cfg!(target_vendor = "apple") { WgpuBackend::Metal } else { WgpuBackend::Vulkan };
+        let options = Device::wgpu_options().graphics_api(api);
+        let (device, setup) = options.init_with_setup().map_err(|error| error.to_string())?;
         let info = setup.adapter.get_info();
         Ok((device, format!("GPU {} ({:?})", info.name, info.backend)))
     });
