@@ -193,9 +193,14 @@ impl CliError {
             Self::Suite(SuiteError::Empty { .. } | SuiteError::Line { .. }) => {
                 Some("each line is {\"prompt\": \"...\", \"answer\": \"...\"}, and both have text".into())
             }
-            Self::Suite(SuiteError::Read { .. } | SuiteError::Manifest { .. }) => Some(
-                "a suite is a folder with suite.json and, per task, a folder with train, valid and test.jsonl".into(),
-            ),
+            Self::Suite(SuiteError::Read { path, .. } | SuiteError::Manifest { path, .. })
+                if path.ends_with("suite.json") =>
+            {
+                Some(
+                    "a suite is a folder with suite.json and, per task, a folder with train, valid and test.jsonl"
+                        .into(),
+                )
+            }
             Self::Session(error) => session_cure(error).map(str::to_owned),
             Self::Load(_) | Self::Tokenizer(_) => Some(MODEL_CURE.to_owned()),
             Self::Learn(LearnError::NotFinite { .. }) => Some(RATE_CURE.to_owned()),

@@ -1,5 +1,6 @@
 //! How it is learned, as options of `learn` and `chat`. What is not given is the runtime's default.
 
+use mynah::SessionBuilder;
 use mynah::learn::{
     Cadence, ConsistencyForm, Er, HiddenLayers, Ilora, Method, Retention, Sequential, TokenScope, TrainerConfig,
 };
@@ -84,8 +85,17 @@ enum ScopeChoice {
 }
 
 impl MethodArgs {
+    /// Settings of a session that learns this way.
+    pub(crate) fn apply(&self, lora: &LoraArgs, builder: SessionBuilder) -> SessionBuilder {
+        let builder = builder.method(self.method()).trainer(self.trainer());
+        match lora.config() {
+            Some(config) => builder.lora(config),
+            None => builder,
+        }
+    }
+
     /// The method with its settings.
-    pub(crate) fn method(&self) -> Method {
+    fn method(&self) -> Method {
         match self.method {
             MethodChoice::Sequential => Method::Sequential(Sequential),
             MethodChoice::Er => {
@@ -120,7 +130,7 @@ impl MethodArgs {
     }
 
     /// How gradients are used.
-    pub(crate) fn trainer(&self) -> TrainerConfig {
+    fn trainer(&self) -> TrainerConfig {
         let mut trainer = TrainerConfig::default();
         set(&mut trainer.optimizer.learning_rate, self.learning_rate);
         trainer
@@ -136,7 +146,7 @@ impl MethodArgs {
 
 impl LoraArgs {
     /// The adapter of a new store, where the user has a say in it.
-    pub(crate) fn config(&self) -> Option<LoraConfig> {
+    fn config(&self) -> Option<LoraConfig> {
         if self.rank.is_none() && self.alpha.is_none() {
             return None;
         }

@@ -67,9 +67,14 @@ pub(crate) fn open(builder: SessionBuilder) -> Result<Session, CliError> {
     Ok(session)
 }
 
-/// A store that is only read from: where there is none, the path is wrong.
-pub(crate) fn existing_store(folder: &Path) -> Result<&Path, CliError> {
-    if folder.is_dir() { Ok(folder) } else { Err(CliError::NoStore { path: folder.to_owned() }) }
+/// Opens the bare model, or with what was learned in a store: where there is none, the path is wrong.
+pub(crate) fn open_to_read(model: &str, store: Option<&Path>, options: &Options) -> Result<Session, CliError> {
+    let builder = builder(model, options)?;
+    match store {
+        Some(folder) if folder.is_dir() => open(builder.store(folder)),
+        Some(folder) => Err(CliError::NoStore { path: folder.to_owned() }),
+        None => open(builder),
+    }
 }
 
 /// Does `work` with the session and shows meanwhile how far it is.

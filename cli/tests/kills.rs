@@ -81,7 +81,7 @@ fn fifty_kills_cost_no_byte_of_what_is_learned() {
     let expected = adapters(&whole, folder.path());
 
     let seed = std::process::id();
-    println!("seed {seed}, an uninterrupted run takes {duration:?}");
+    eprintln!("seed {seed}, an uninterrupted run takes {duration:?}");
     let mut random = seed;
     let mut next = move || {
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -114,5 +114,5 @@ fn fifty_kills_cost_no_byte_of_what_is_learned() {
         assert_eq!(adapters(&store, folder.path()), expected, "store {finished} after {kills} kills, seed {seed}");
         finished += 1;
     }
-    println!("{kills} kills, {finished} finished runs");
+    eprintln!("{kills} kills, {finished} finished runs");
 }

@@ -18,10 +18,10 @@ fn check_golden(folders: &[&str], setting: &Setting, least: usize) {
         let report = &mut |outcome| match outcome {
             Outcome::Compared { name, comparison } if comparison.holds() => {
                 compared += 1;
-                println!("{name}\n{comparison}");
+                eprintln!("{name}\n{comparison}");
             }
             Outcome::Compared { name, comparison } => failures.push(format!("{name}\n{comparison}")),
-            Outcome::Skipped { name, reason } => println!("{name} skipped: {reason}"),
+            Outcome::Skipped { name, reason } => eprintln!("{name} skipped: {reason}"),
         };
         check(&golden().join(folder), setting, report).unwrap_or_else(|error| panic!("{folder}: {error}"));
     }

@@ -100,8 +100,7 @@ fn export(
     options: &Options,
     output: Output,
 ) -> Result<(), CliError> {
-    let store = open::existing_store(&place.store)?;
-    let session = open::open(open::builder(&place.model.model, options)?.store(store))?;
+    let session = open::open_to_read(&place.model.model, Some(&place.store), options)?;
     session.export_adapter(folder, learner.into())?;
     let learner = match learner {
         LearnerChoice::Slow => "slow",

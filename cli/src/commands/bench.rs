@@ -75,7 +75,7 @@ struct Document {
 /// Runs the verb.
 pub(crate) fn run(args: &BenchArgs, options: &Options, output: Output) -> Result<(), CliError> {
     let started = Instant::now();
-    let session = open::open(open::builder(&args.model.model, options)?)?;
+    let session = open::open_to_read(&args.model.model, None, options)?;
     let load_seconds = started.elapsed().as_secs_f64();
     let (workload, tokens_per_step, times) = match args.what {
         Workload::Train => ("train", usize::from(args.batch) * args.tokens as usize, train(&session, args, options)?),

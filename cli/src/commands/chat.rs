@@ -71,14 +71,8 @@ struct Document {
 
 /// Runs the verb.
 pub(crate) fn run(args: &ChatArgs, options: &Options, output: Output) -> Result<(), CliError> {
-    let mut builder = open::builder(&args.model.model, options)?
-        .store(&args.store)
-        .method(args.method.method())
-        .trainer(args.method.trainer());
-    if let Some(lora) = args.lora.config() {
-        builder = builder.lora(lora);
-    }
-    let session = open::open(builder)?;
+    let builder = open::builder(&args.model.model, options)?.store(&args.store);
+    let session = open::open(args.method.apply(&args.lora, builder))?;
     let uses_template = has_chat_template(&session);
     let mut lines = Lines::open()?;
     if lines.is_terminal() {

@@ -63,11 +63,7 @@ struct Document {
 pub(crate) fn run(args: &EvalArgs, options: &Options, output: Output) -> Result<(), CliError> {
     let suite = Suite::open(&args.suite)?;
     let questions = questions(&suite, args)?;
-    let mut builder = open::builder(&args.model.model, options)?;
-    if let Some(store) = &args.store {
-        builder = builder.store(open::existing_store(store)?);
-    }
-    let mut session = open::open(builder)?;
+    let mut session = open::open_to_read(&args.model.model, args.store.as_deref(), options)?;
     let mut rows = Vec::new();
     let mut document =
         Document { tasks: BTreeMap::new(), mean: 0.0, questions: BTreeMap::new(), suite: suite.name.clone() };

@@ -27,7 +27,7 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     model: ModelArg,
     /// The prompt
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
     /// Take the prompt as it is, without the chat template
     #[arg(long)]
@@ -64,7 +64,7 @@ pub(crate) struct SamplingArgs {
     #[arg(long, value_name = "F", default_value_t = 1.0)]
     repetition_penalty: f32,
     /// End before this text; may be given several times
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
 }
 
@@ -96,11 +96,7 @@ struct Document<'a> {
 
 /// Runs the verb.
 pub(crate) fn run(args: &GenerateArgs, options: &Options, output: Output) -> Result<(), CliError> {
-    let mut builder = open::builder(&args.model.model, options)?;
-    if let Some(store) = &args.store {
-        builder = builder.store(open::existing_store(store)?);
-    }
-    let mut session = open::open(builder)?;
+    let mut session = open::open_to_read(&args.model.model, args.store.as_deref(), options)?;
     session.serve(args.learner.into());
     let generate_options = args.sampling.options(options.seed);
     let generation = if args.raw || !has_chat_template(&session) {

@@ -49,7 +49,7 @@ pub(crate) struct LearnArgs {
     #[arg(long)]
     chat: bool,
     /// Text between prompt and answer; one space if not given
-    #[arg(long, value_name = "TEXT", conflicts_with = "chat")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "chat", allow_hyphen_values = true)]
     join: Option<String>,
     #[command(flatten)]
     method: MethodArgs,
@@ -89,14 +89,8 @@ pub(crate) fn run(args: &LearnArgs, options: &Options, output: Output) -> Result
             task: task.clone(),
         })
         .collect();
-    let mut builder = open::builder(&args.model.model, options)?
-        .store(&args.store)
-        .method(args.method.method())
-        .trainer(args.method.trainer());
-    if let Some(lora) = args.lora.config() {
-        builder = builder.lora(lora);
-    }
-    let mut session = open::open(builder)?;
+    let builder = open::builder(&args.model.model, options)?.store(&args.store);
+    let mut session = open::open(args.method.apply(&args.lora, builder))?;
     let ids = session.observe_batch(&interactions)?;
     let request = LearnRequest { examples: Examples::These(ids), steps: args.steps, ..args.method.request() };
     let budget = match args.minutes {

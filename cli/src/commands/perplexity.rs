@@ -43,11 +43,7 @@ struct Document {
 pub(crate) fn run(args: &PerplexityArgs, options: &Options, output: Output) -> Result<(), CliError> {
     let text =
         std::fs::read_to_string(&args.file).map_err(|source| CliError::Read { path: args.file.clone(), source })?;
-    let mut builder = open::builder(&args.model.model, options)?;
-    if let Some(store) = &args.store {
-        builder = builder.store(open::existing_store(store)?);
-    }
-    let mut session = open::open(builder)?;
+    let mut session = open::open_to_read(&args.model.model, args.store.as_deref(), options)?;
     let measured = open::watched(&mut session, "perplexity", |session| {
         session.perplexity(&text, args.tokens, args.learner.into())
     })?;

@@ -270,10 +270,10 @@ impl ScoredBatch {
         let (_, labels) = tensors.integers(&format!("{prefix}labels"))?;
         let (_, mask) = tensors.integers(&format!("{prefix}attention_mask"))?;
         let (mut scored, mut targets) = (Vec::new(), Vec::new());
-        for position in 0..labels.len() {
-            if position % shape[1] > 0 && labels[position] >= 0 {
+        for (position, &label) in labels.iter().enumerate() {
+            if position % shape[1] > 0 && label >= 0 {
                 scored.push(position as i32 - 1);
-                targets.push(labels[position] as u32);
+                targets.push(label as u32);
             }
         }
         Ok(Self { tokens, scored, targets, mask: mask.to_vec() })

@@ -58,9 +58,12 @@ fn find_case(folder: &Path, case: &str) -> Option<PathBuf> {
     folder.ancestors().skip(2).take(2).map(|parent| parent.join(case)).find(|path| path.join("config.json").is_file())
 }
 
-/// Token rows of every step, padding cut off, each with its prompt's length.
+/// Token rows, padding cut off, each with its prompt's length.
+type TokenRows = Vec<(Vec<u32>, usize)>;
+
+/// What is new and what is replayed, step by step.
 struct Batches {
-    steps: Vec<[Vec<(Vec<u32>, usize)>; 2]>,
+    steps: Vec<[TokenRows; 2]>,
 }
 
 impl Batches {

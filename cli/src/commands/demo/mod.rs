@@ -20,7 +20,7 @@ use serde::Serialize;
 use self::subjects::Subject;
 use crate::commands::pull;
 use crate::error::CliError;
-use crate::model_cache::{self, KnownModel};
+use crate::model_cache::{self, CacheError, KnownModel};
 use crate::open;
 use crate::options::Options;
 use crate::output::{Output, table};
@@ -54,6 +54,9 @@ struct Curriculum {
 
 /// New examples of one step: a whole subject.
 const BATCH_ROWS: usize = 8;
+
+/// Steps between two commits. Steps of the small model take less time than one sync, and a demo can begin anew.
+const COMMIT_EVERY_STEPS: u64 = 10;
 
 /// Tokens that an answer may have; the longest one taught has seven.
 const ANSWER_TOKENS: usize = 16;
@@ -103,7 +106,7 @@ pub(crate) fn run(args: &DemoArgs, options: &Options, output: Output) -> Result<
     }
     let model = match &args.model {
         Some(model) => model.clone(),
-        None => choose_model().name.to_owned(),
+        None => choose_model()?.name.to_owned(),
     };
     let is_tiny = model_cache::known(&model).is_some_and(|known| known.name == model_cache::STORIES.name);
     let curriculum = if is_tiny { STORIES } else { QUESTIONS };
@@ -127,12 +130,13 @@ pub(crate) fn run(args: &DemoArgs, options: &Options, output: Output) -> Result<
 }
 
 /// SmolLM2 if it can be had, else the embedded model.
-fn choose_model() -> &'static KnownModel {
+fn choose_model() -> Result<&'static KnownModel, CliError> {
     match pull::pull(&model_cache::SMOLLM2, None) {
-        Ok(_) => &model_cache::SMOLLM2,
+        Ok(_) => Ok(&model_cache::SMOLLM2),
+        Err(error @ CliError::Cache(CacheError::Cancelled)) => Err(error),
         Err(error) => {
             note(&format!("{}; going on with the small model inside this program", error.message()));
-            &model_cache::STORIES
+            Ok(&model_cache::STORIES)
         }
     }
 }
@@ -221,7 +225,8 @@ impl Demo<'_> {
         trainer.optimizer.learning_rate = self.curriculum.learning_rate;
         let rank = self.curriculum.rank;
         let lora = LoraConfig { rank, alpha: 2.0 * rank as f32, ..LoraConfig::default() };
-        open::open(open::builder(self.model, self.options)?.store(store).trainer(trainer).lora(lora).method(method))
+        let builder = open::builder(self.model, self.options)?.store(store).trainer(trainer).lora(lora).method(method);
+        open::open(builder.commit_every_steps(COMMIT_EVERY_STEPS))
     }
 }
 

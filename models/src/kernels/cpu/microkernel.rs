@@ -21,7 +21,7 @@ pub(crate) type Tile = [[f32; COLS]; ROWS];
 /// If `a` is shorter than the last row's end.
 pub(crate) fn multiply(simd: Simd, a: &[f32], stride: usize, rows: usize, b: &[f32], tile: &mut Tile) {
     let depth = b.len() / COLS;
-    assert!(rows >= 1 && rows <= ROWS, "a tile has 1 to {ROWS} rows, asked for {rows}");
+    assert!((1..=ROWS).contains(&rows), "a tile has 1 to {ROWS} rows, asked for {rows}");
     assert!(a.len() >= (rows - 1) * stride + depth, "{} floats do not hold {rows} rows of stride {stride}", a.len());
     match simd {
         #[cfg(target_arch = "x86_64")]
@@ -124,24 +124,26 @@ unsafe fn avx2_at<const R: usize>(a: &[f32], first: usize, stride: usize, b: &[f
     for half in 0..2 {
         // SAFETY: pointers stay inside `a`, `b` and `tile`, as the caller promises.
         unsafe {
+            let of_tile = |i: usize, j: usize| half * 16 + j * 8 + (first + i) * COLS;
+            let rows = tile.as_mut_ptr().cast::<f32>();
             let mut sums = [[_mm256_setzero_ps(); 2]; R];
-            for i in 0..R {
-                for j in 0..2 {
-                    sums[i][j] = _mm256_loadu_ps(tile[first + i].as_ptr().add(half * 16 + j * 8));
+            for (i, sums) in sums.iter_mut().enumerate() {
+                for (j, sum) in sums.iter_mut().enumerate() {
+                    *sum = _mm256_loadu_ps(rows.add(of_tile(i, j)));
                 }
             }
             for k in 0..b.len() / COLS {
                 let from = b.as_ptr().add(k * COLS + half * 16);
                 let b_k = [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))];
-                for i in 0..R {
+                for (i, sums) in sums.iter_mut().enumerate() {
                     let a_ik = _mm256_set1_ps(*a.as_ptr().add((first + i) * stride + k));
-                    sums[i][0] = _mm256_fmadd_ps(a_ik, b_k[0], sums[i][0]);
-                    sums[i][1] = _mm256_fmadd_ps(a_ik, b_k[1], sums[i][1]);
+                    sums[0] = _mm256_fmadd_ps(a_ik, b_k[0], sums[0]);
+                    sums[1] = _mm256_fmadd_ps(a_ik, b_k[1], sums[1]);
                 }
             }
-            for i in 0..R {
-                for j in 0..2 {
-                    _mm256_storeu_ps(tile[first + i].as_mut_ptr().add(half * 16 + j * 8), sums[i][j]);
+            for (i, sums) in sums.iter().enumerate() {
+                for (j, sum) in sums.iter().enumerate() {
+                    _mm256_storeu_ps(rows.add(of_tile(i, j)), *sum);
                 }
             }
         }
