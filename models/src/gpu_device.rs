@@ -2,8 +2,8 @@
 
 use std::sync::OnceLock;
 
-use burn::tensor::wgpu::WgpuBackend;
 use burn::tensor::Device;
+use burn::tensor::wgpu::WgpuBackend;
 
 use crate::compute_error::ComputeError;
 
