@@ -50,6 +50,7 @@ mod nn;
 mod ops;
 pub mod projection;
 pub mod quant;
+mod tape;
 pub mod tokenizer;
 pub mod weights;
 
@@ -66,5 +67,6 @@ pub use model::Model;
 pub use nn::{KvCache, Stop};
 pub use projection::Projection;
 pub use quant::{PackedMatrix, TensorType};
+pub use tape::Tape;
 pub use tokenizer::{ParseSpecial, Tokenizer, TokenizerError};
 pub use weights::{Gguf, Metadata, TensorInfo};

@@ -21,7 +21,7 @@ impl DecoderLayer {
     /// # Errors
     /// [`ComputeError::Cancelled`] before the layer begins.
     pub(crate) fn forward(&self, x: Tensor<2>, layer: usize, pass: &mut Pass<'_>) -> Result<Tensor<2>, ComputeError> {
-        pass.check_stop()?;
+        pass.stop.check()?;
         let x = x.clone() + self.self_attn.forward(self.input_layernorm.forward(x), layer, pass);
         Ok(x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x), pass))
     }

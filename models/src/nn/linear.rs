@@ -49,6 +49,12 @@ impl Linear {
 }
 
 impl LoraBranch {
+    /// The same values as leaves of a graph.
+    pub(crate) fn tracked(&self) -> Self {
+        let leaf = |tensor: &Tensor<2>| tensor.clone().autodiff().require_grad();
+        Self { a: leaf(&self.a), b: leaf(&self.b), scaling: self.scaling }
+    }
+
     /// `scaling · (x · Aᵀ) · Bᵀ`; the thin product is scaled, never a full-sized one.
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let thin = x.matmul(self.a.clone().transpose()).mul_scalar(self.scaling);

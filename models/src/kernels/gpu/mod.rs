@@ -8,6 +8,7 @@ mod attention;
 mod device_matrix;
 mod head_loss;
 mod packed_linear;
+mod pull_back;
 mod rms_norm;
 mod rope;
 mod swiglu;
