@@ -10,7 +10,7 @@ use crate::batch::TokenBatch;
 use crate::compute_error::ComputeError;
 use crate::device_adapter::DeviceAdapter;
 use crate::model::Model;
-use crate::nn::{Pass, Stop};
+use crate::nn::{Pass, Stop, tracked};
 use crate::ops::{RopeAngles, embedding, pull_back};
 
 /// Hidden states of one pass, and what it takes to go back from them to the adapter.
@@ -147,7 +147,7 @@ impl<'a> Tape<'a> {
 
     /// A state whose gradient is wanted.
     fn leaf(&mut self, depth: usize, x: Tensor<2>) -> Tensor<2> {
-        let state = x.autodiff().require_grad();
+        let state = tracked(x);
         self.leaves.push(Leaf { depth, state: state.clone() });
         state
     }
@@ -171,7 +171,7 @@ impl<'a> Tape<'a> {
 
     /// A layer with what its gradient needs. The embedding is frozen: nothing is wanted below the first layer.
     fn graph(&self, layer: usize, x: Tensor<2>) -> Result<LayerGraph, ComputeError> {
-        let input = if layer == 0 { x } else { x.autodiff().require_grad() };
+        let input = if layer == 0 { x } else { tracked(x) };
         let branches = self.adapter.tracked_layer(layer);
         let output = self.apply(layer, input.clone(), &branches)?;
         Ok(LayerGraph { input, output, branches })

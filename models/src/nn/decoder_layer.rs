@@ -22,7 +22,9 @@ impl DecoderLayer {
     /// [`ComputeError::Cancelled`] before the layer begins.
     pub(crate) fn forward(&self, x: Tensor<2>, layer: usize, pass: &mut Pass<'_>) -> Result<Tensor<2>, ComputeError> {
         pass.stop.check()?;
-        let x = x.clone() + self.self_attn.forward(self.input_layernorm.forward(x), layer, pass);
-        Ok(x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x), pass))
+        let normed = self.input_layernorm.forward(x.clone());
+        let x = self.self_attn.forward_onto(x, normed, layer, pass);
+        let normed = self.post_attention_layernorm.forward(x.clone());
+        Ok(self.mlp.forward_onto(x, normed, pass))
     }
 }

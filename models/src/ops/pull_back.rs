@@ -10,13 +10,15 @@ use burn::backend::tensor::{Device as BackendDevice, FloatTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
 use burn::tensor::{FloatDType, Shape, Tensor};
 
+use crate::nn::constant;
+
 /// A scalar to go backwards from: the gradient of `y` is then `dy`. Its value means nothing.
 ///
 /// # Shapes
 /// `y` and `dy` alike; result `[1, 1]`.
 pub(crate) fn pull_back(y: Tensor<2>, dy: Tensor<2>) -> Tensor<2> {
     assert_eq!(y.dims(), dy.dims(), "values and their gradient");
-    let dy = Tensor::from_inner(dy);
+    let dy = constant(dy);
     Tensor::from_dispatch(<Dispatch as PullBackOps>::pull_back(y.into_dispatch(), dy.into_dispatch()))
 }
 
@@ -69,11 +71,12 @@ mod tests {
     use burn::tensor::{Device, Tensor};
 
     use super::pull_back;
+    use crate::nn::tracked;
 
     #[test]
     fn the_gradient_handed_in_comes_out_times_the_slope() {
         let device = Device::flex();
-        let x = Tensor::<2>::from_floats([[1.0, 2.0], [3.0, 4.0]], &device).autodiff().require_grad();
+        let x = tracked(Tensor::<2>::from_floats([[1.0, 2.0], [3.0, 4.0]], &device));
         let y = x.clone() * x.clone();
         let dy = Tensor::<2>::from_floats([[0.5, -1.0], [0.0, 2.0]], &device);
         let gradients = pull_back(y, dy).backward();

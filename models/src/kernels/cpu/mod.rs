@@ -14,6 +14,7 @@ mod dequantize;
 mod dot;
 mod exp;
 pub(crate) mod head_loss;
+pub(crate) mod lora;
 mod microkernel;
 pub(crate) mod packed_linear;
 pub(crate) mod rms_norm;
