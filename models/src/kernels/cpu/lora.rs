@@ -5,12 +5,11 @@
 use rayon::prelude::*;
 
 use super::dot::add_scaled;
+use super::microkernel::{COLS, ROWS, Tile, multiply};
 use super::simd::{Simd, vectorized};
 
 /// Ranks of a block.
 const BLOCK: usize = 8;
-/// Columns whose sums over all tokens one task makes.
-const COLS: usize = 32;
 /// Tokens that a task handles at least: below, one thread is faster than two.
 const TASK_TOKENS: usize = 16;
 
@@ -49,21 +48,29 @@ pub(crate) fn expand(y: &mut [f32], thin: &[f32], rows: &[f32], rank: usize) {
 /// # Shapes
 /// `thin` `[tokens, rank]`, `x` `[tokens, width]`, result `[rank, width]`.
 pub(crate) fn outer(thin: &[f32], x: &[f32], rank: usize, width: usize) -> Vec<f32> {
-    let simd = Simd::detect();
-    let tiles: Vec<Vec<f32>> = (0..width.div_ceil(COLS))
+    let (simd, tokens) = (Simd::detect(), thin.len() / rank);
+    let by_rank = transposed(thin, [tokens, rank]);
+    let panels: Vec<Vec<Tile>> = (0..width.div_ceil(COLS))
         .into_par_iter()
-        .map(|tile| {
-            let mut sums = vec![0.0; rank * COLS];
-            for (block, sums) in sums.chunks_mut(BLOCK * COLS).enumerate() {
-                add_outer(simd, thin, x, [rank, width], [block * BLOCK, tile * COLS], sums);
+        .map(|panel| {
+            let first = panel * COLS;
+            let count = COLS.min(width - first);
+            let mut slab = vec![0.0; tokens * COLS];
+            for (slab, x) in slab.chunks_exact_mut(COLS).zip(x.chunks_exact(width)) {
+                slab[..count].copy_from_slice(&x[first..first + count]);
             }
-            sums
+            let tiles = by_rank.chunks(ROWS * tokens).map(|thin| {
+                let mut tile: Tile = [[0.0; COLS]; ROWS];
+                multiply(simd, thin, tokens, thin.len() / tokens, &slab, &mut tile);
+                tile
+            });
+            tiles.collect()
         })
         .collect();
     let mut out = vec![0.0; rank * width];
     for (row, out) in out.chunks_exact_mut(width).enumerate() {
-        for (out, sums) in out.chunks_mut(COLS).zip(&tiles) {
-            out.copy_from_slice(&sums[row * COLS..][..out.len()]);
+        for (out, tiles) in out.chunks_mut(COLS).zip(&panels) {
+            out.copy_from_slice(&tiles[row / ROWS][row % ROWS][..out.len()]);
         }
     }
     out
@@ -128,36 +135,6 @@ fn add_rows_body(y: &mut [f32], thin: &[f32], rows: &[f32]) {
             sum += thin[rank] * rows[rank][i];
         }
         *y += sum;
-    }
-}
-
-vectorized! {
-    /// Adds onto `sums` `[at most BLOCK, COLS]` the part of `thinᵀ · x` that begins at a rank and a column.
-    fn add_outer(thin: &[f32], x: &[f32], sizes: [usize; 2], first: [usize; 2], sums: &mut [f32]) = add_outer_body
-}
-
-#[inline(always)]
-fn add_outer_body(
-    thin: &[f32],
-    x: &[f32],
-    [rank, width]: [usize; 2],
-    [first_rank, first_col]: [usize; 2],
-    sums: &mut [f32],
-) {
-    let (ranks, cols) = (BLOCK.min(rank - first_rank), COLS.min(width - first_col));
-    let mut lanes = [[0.0f32; COLS]; BLOCK];
-    for (thin, x) in thin.chunks_exact(rank).zip(x.chunks_exact(width)) {
-        let thin = block_of(&thin[first_rank..first_rank + ranks]);
-        let mut values = [0.0; COLS];
-        values[..cols].copy_from_slice(&x[first_col..first_col + cols]);
-        for (lanes, thin) in lanes.iter_mut().zip(thin) {
-            for lane in 0..COLS {
-                lanes[lane] += thin * values[lane];
-            }
-        }
-    }
-    for (sums, lanes) in sums.chunks_exact_mut(COLS).zip(&lanes) {
-        sums.copy_from_slice(lanes);
     }
 }
 
