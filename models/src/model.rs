@@ -30,7 +30,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Builds the model that a file describes. Weights stay packed, and on the CPU stay in the file's mapping.
+    /// Builds the model that a file describes. Weights stay packed; the device's [`Precision`](crate::Precision) says whether they
+    /// stay in the file's mapping.
     ///
     /// # Errors
     /// [`LoadError`] with the tensor or key that is missing, of another shape, or not understood.
@@ -41,7 +42,9 @@ impl Model {
             found: config.model_type.clone(),
             known: families::FAMILIES.iter().map(|family| family.name).collect(),
         })?;
-        let decoder = (family.build)(&Loader::new(gguf, &config, device.burn()))?;
+        let loader = Loader::new(gguf, &config, device)?;
+        let decoder = (family.build)(&loader)?;
+        loader.finish()?;
         Ok(Self { config, decoder, device: device.clone(), gguf: Arc::clone(gguf) })
     }
 
