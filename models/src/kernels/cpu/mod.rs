@@ -16,7 +16,7 @@ mod exp;
 pub(crate) mod head_loss;
 mod microkernel;
 mod packed_linear;
-mod parallel;
+pub(crate) mod parallel;
 pub(crate) mod rms_norm;
 pub(crate) mod simd;
 pub(crate) mod swiglu;

@@ -20,6 +20,11 @@ pub(crate) fn for_each(tasks: usize, work: impl Fn(usize) + Sync) {
     on_threads(rayon::current_num_threads().min(tasks), &drain);
 }
 
+/// Does `work` on a thread of the current pool, so that what it shares among threads begins without waking one.
+pub(crate) fn in_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| work())
+}
+
 fn on_threads(threads: usize, work: &(impl Fn() + Sync)) {
     match threads {
         0 => (),
