@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use mynah::Session;
 use mynah::budget::peak_resident_bytes;
-use mynah_models::{Model, Stop};
+use mynah_models::{Model, Precision, Stop};
 use serde::Serialize;
 
 use self::training::MethodChoice;
@@ -93,7 +93,7 @@ struct Document {
 /// Runs the verb.
 pub(crate) fn run(args: &BenchArgs, options: &Options, output: Output) -> Result<(), CliError> {
     let started = Instant::now();
-    let session = open::open_to_read(&args.model.model, None, options)?;
+    let session = open::open_to_read(&args.model.model, None, Precision::Fast, options)?;
     let load_seconds = started.elapsed().as_secs_f64();
     if args.what == Workload::Cancel {
         return training::cancel(session.model(), args, options, output);
