@@ -17,7 +17,7 @@ use crate::kernels::cpu::{dequantize_row, simd::Simd};
 ///
 /// # Panics
 /// If an id is not below `vocab_size`; the caller checks its batch.
-pub(crate) fn embedding(ids: &[u32], weight: &Frozen, device: &Device) -> Tensor<2> {
+pub fn embedding(ids: &[u32], weight: &Frozen, device: &Device) -> Tensor<2> {
     let matrix = weight.matrix();
     let width = matrix.cols();
     let mut rows = vec![0.0; ids.len() * width];

@@ -10,7 +10,7 @@ use crate::quant::PackedMatrix;
 ///
 /// The host's bytes are the model file's own. A GPU gets its copy at first use, in the order that its kernels read.
 #[derive(Clone)]
-pub(crate) struct Frozen(Arc<Inner>);
+pub struct Frozen(Arc<Inner>);
 
 struct Inner {
     matrix: PackedMatrix,
@@ -19,12 +19,12 @@ struct Inner {
 
 impl Frozen {
     /// Wraps a packed matrix.
-    pub(crate) fn new(matrix: PackedMatrix) -> Self {
+    pub fn new(matrix: PackedMatrix) -> Self {
         Self(Arc::new(Inner { matrix, on_device: DeviceCopy::default() }))
     }
 
     /// The host's packed matrix, `[d_out, d_in]`.
-    pub(crate) fn matrix(&self) -> &PackedMatrix {
+    pub fn matrix(&self) -> &PackedMatrix {
         &self.0.matrix
     }
 

@@ -22,7 +22,7 @@ use crate::kernels::cpu::head_loss as kernel;
 ///
 /// # Panics
 /// If a target is not below `vocab_size`; the caller checks its batch.
-pub(crate) fn token_nll(hidden: Tensor<2>, targets: &[u32], weight: &Frozen) -> Tensor<1> {
+pub fn token_nll(hidden: Tensor<2>, targets: &[u32], weight: &Frozen) -> Tensor<1> {
     let [positions, _] = hidden.dims();
     assert_eq!(positions, targets.len(), "{positions} positions, {} targets", targets.len());
     let nll = <Dispatch as HeadLossOps>::token_nll(hidden.into_dispatch(), Arc::from(targets), weight.clone());
