@@ -81,8 +81,8 @@ pub fn ops(pass: Pass, tokens: usize) -> Vec<Op> {
     ops
 }
 
-fn op(name: String, tokens: usize, flop: usize, bytes: usize, mut run: impl FnMut() -> Duration + 'static) -> Op {
-    Op { name, tokens, flop: flop as f64, bytes: bytes as f64, run: Box::new(move || run()) }
+fn op(name: String, tokens: usize, flop: usize, bytes: usize, run: impl FnMut() -> Duration + 'static) -> Op {
+    Op { name, tokens, flop: flop as f64, bytes: bytes as f64, run: Box::new(run) }
 }
 
 /// Times what makes a tensor. Everything on the CPU is computed when it is asked for.
