@@ -14,8 +14,8 @@ use mynah_benches::report::{OutputArgs, Report, table};
 use mynah_benches::spread::Spread;
 use mynah_benches::store::coding;
 use mynah_benches::store::engines::Engine;
-use mynah_benches::store::open_log;
 use mynah_benches::store::written::Written;
+use mynah_benches::store::{open_log, open_unsynced_log};
 use mynah_models::tokenizer::Tokenizer;
 use mynah_models::weights::Gguf;
 use serde::{Deserialize, Serialize};
@@ -86,8 +86,6 @@ const BATCH: usize = 16;
 const BATCHES: usize = 64;
 /// From here on a record is a long one.
 const LONG_TOKENS: usize = 200;
-/// Records that are appended at once while a large store is filled.
-const FILL: usize = 4096;
 
 #[derive(Debug, Default, Serialize)]
 struct Outcome {
@@ -235,7 +233,7 @@ fn coding_cost(
 ) -> anyhow::Result<CodingCost> {
     let tokens: usize = records.examples.iter().map(|example| example.tokens().len()).sum();
     let bits = |bytes: usize| bytes as f64 * 8.0 / tokens as f64;
-    let mut log = open_log(&folder.join(format!("{name}.log")), 256 << 20)?;
+    let mut log = open_unsynced_log(&folder.join(format!("{name}.log")))?;
     for batch in records.examples.chunks(BATCH) {
         log.append(batch)?;
     }
@@ -294,7 +292,7 @@ fn writing_cost(
     })
 }
 
-/// Fills a log until `is_enough` of its records and bytes, and probes it in a process of its own.
+/// Fills a log, batch by batch, until `is_enough` of its records and bytes, and probes it in a process of its own.
 fn scale_cost(
     what: String,
     examples: &[Example],
@@ -302,8 +300,8 @@ fn scale_cost(
     is_enough: impl Fn(usize, u64) -> bool,
 ) -> anyhow::Result<ScaleCost> {
     let file = folder.join("scale.log");
-    let mut log = open_log(&file, 1 << 30)?;
-    let mut rounds = examples.chunks(FILL.min(1000)).cycle();
+    let mut log = open_unsynced_log(&file)?;
+    let mut rounds = examples.chunks(BATCH).cycle();
     while !is_enough(log.len(), log.bytes()) {
         log.append(rounds.next().context("no examples")?)?;
     }
@@ -319,7 +317,7 @@ fn scale_cost(
 fn probe(file: &Path) -> anyhow::Result<Probe> {
     let before = resident_bytes()?;
     let started = Instant::now();
-    let mut log = open_log(file, 1 << 30)?;
+    let mut log = open_log(file)?;
     let open_seconds = started.elapsed().as_secs_f64();
     let memory_bytes = resident_bytes()?.saturating_sub(before);
     let records = log.len();

@@ -16,8 +16,6 @@ use sequential_storage::queue::{QueueConfig, QueueStorage};
 use super::coding::leb128;
 use super::open_log;
 
-/// Bytes that a store may grow to here.
-const CAPACITY_BYTES: u32 = 64 << 20;
 /// The ring of sequential-storage; it looks through all of its pages at each push.
 const QUEUE_BYTES: u32 = 4 << 20;
 
@@ -58,7 +56,7 @@ impl Engine {
     pub fn create(self, folder: &Path) -> anyhow::Result<Box<dyn Store>> {
         let file = folder.join("store");
         Ok(match self {
-            Self::Mynah => Box::new(open_log(&file, CAPACITY_BYTES)?),
+            Self::Mynah => Box::new(open_log(&file)?),
             Self::SqliteNormal => Box::new(sqlite(&file, "NORMAL")?),
             Self::SqliteFull => Box::new(sqlite(&file, "FULL")?),
             Self::Redb => Box::new(redb::Database::create(&file)?),
