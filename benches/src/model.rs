@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use mynah_models::weights::Gguf;
-use mynah_models::{ComputeDevice, Model};
+use mynah_models::{ComputeDevice, Model, Precision};
 
 /// `--model`.
 #[derive(Debug, Clone, clap::Args)]
@@ -50,13 +50,53 @@ pub fn stories260k() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/assets/stories260K.gguf"))
 }
 
-/// Loads a model onto the CPU.
+/// `--precision`.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct PrecisionArgs {
+    /// How exactly our side computes
+    #[arg(long, value_enum, default_value_t = PrecisionChoice::Fast)]
+    precision: PrecisionChoice,
+}
+
+/// The precisions by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum PrecisionChoice {
+    /// f32 on the weights as they are
+    Exact,
+    /// bf16 and 8 bits where the processor has instructions for them
+    Fast,
+}
+
+impl PrecisionArgs {
+    /// As the library names it.
+    pub fn precision(self) -> Precision {
+        match self.precision {
+            PrecisionChoice::Exact => Precision::Exact,
+            PrecisionChoice::Fast => Precision::Fast,
+        }
+    }
+
+    /// The CPU, computing so.
+    pub fn device(self) -> ComputeDevice {
+        ComputeDevice::cpu().with_precision(self.precision())
+    }
+
+    /// Its name, as `--precision` takes it.
+    pub fn name(self) -> &'static str {
+        match self.precision {
+            PrecisionChoice::Exact => "exact",
+            PrecisionChoice::Fast => "fast",
+        }
+    }
+}
+
+/// Loads a model.
 ///
 /// # Errors
 /// What the file lacks.
-pub fn load(file: &Path) -> anyhow::Result<Model> {
+pub fn load(file: &Path, device: &ComputeDevice) -> anyhow::Result<Model> {
     let gguf: Arc<Gguf> = Gguf::open(file).with_context(|| format!("cannot open {}", file.display()))?;
-    Ok(Model::load(&gguf, &ComputeDevice::cpu())?)
+    Ok(Model::load(&gguf, device)?)
 }
 
 /// Starts the threads that compute, before anything does.

@@ -6,7 +6,7 @@ use burn::tensor::{Device, Distribution, Tensor};
 use mynah_models::ops::{
     Frozen, Geometry, NormWeight, RopeAngles, attention, packed_linear, rms_norm, rope, swiglu, token_nll,
 };
-use mynah_models::{PackedMatrix, TensorType};
+use mynah_models::{ComputeDevice, PackedMatrix, TensorType};
 
 use crate::model::random_ids;
 use crate::spread::Spread;
@@ -59,26 +59,29 @@ pub enum Pass {
     Train,
 }
 
-/// All operations of a pass over `tokens` tokens of one sequence.
-pub fn ops(pass: Pass, tokens: usize) -> Vec<Op> {
+/// All operations of a pass over `tokens` tokens of one sequence, in the precision of `device`, which is the CPU.
+///
+/// # Errors
+/// If there is no memory for a matrix.
+pub fn ops(pass: Pass, tokens: usize, device: &ComputeDevice) -> anyhow::Result<Vec<Op>> {
     let mut ops = Vec::new();
     let projections =
         [(HIDDEN, HIDDEN), (KEY_VALUE_HEADS * HEAD_DIM, HIDDEN), (INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE)];
     for (d_out, d_in) in projections {
-        ops.push(linear_forward(tokens, d_out, d_in));
+        ops.push(linear_forward(tokens, [d_out, d_in], device)?);
         if pass == Pass::Train {
-            ops.push(linear_backward(tokens, d_out, d_in));
+            ops.push(linear_backward(tokens, [d_out, d_in], device)?);
         }
     }
     if pass == Pass::Infer {
-        ops.push(linear_forward(1, VOCABULARY, HIDDEN));
+        ops.push(linear_forward(1, [VOCABULARY, HIDDEN], device)?);
         ops.push(attention_cached(tokens));
     } else {
         ops.extend(attention_batch(tokens));
-        ops.push(head_loss(tokens));
+        ops.push(head_loss(tokens, device)?);
     }
     ops.extend(row_ops(pass, tokens));
-    ops
+    Ok(ops)
 }
 
 fn op(name: String, tokens: usize, flop: usize, bytes: usize, run: impl FnMut() -> Duration + 'static) -> Op {
@@ -106,39 +109,38 @@ fn tracked(x: &Tensor<2>) -> Tensor<2> {
     Tensor::from_data(x.to_data(), &Device::flex().autodiff()).require_grad()
 }
 
-/// A packed matrix as a model file has it, each a copy of its own.
-fn matrices(d_out: usize, d_in: usize, count: usize) -> Vec<Frozen> {
+/// Weights as a model has them on `device`, each a copy of its own, and the bytes of one.
+fn matrices([d_out, d_in]: [usize; 2], count: usize, device: &ComputeDevice) -> anyhow::Result<(Vec<Frozen>, usize)> {
     let ids = random_ids(2001, d_out * d_in, 1);
     let values: Vec<f32> = ids.into_iter().map(|id| (id as f32 - 1000.0) / 20_000.0).collect();
     let first = PackedMatrix::quantize(TensorType::Q4_1, [d_out, d_in], &values);
-    let copy = |_| Frozen::new(PackedMatrix::from_packed(TensorType::Q4_1, [d_out, d_in], first.bytes().to_vec()));
-    (0..count).map(copy).collect()
+    let copy = |_| PackedMatrix::from_packed(TensorType::Q4_1, [d_out, d_in], first.bytes().to_vec());
+    let copies = (0..count).map(copy).map(|matrix| Frozen::for_device(&matrix, device));
+    Ok((copies.collect::<Result<_, _>>()?, first.bytes().len()))
 }
 
-fn linear_bytes(tokens: usize, weight: &Frozen) -> usize {
-    let matrix = weight.matrix();
-    matrix.bytes().len() + 4 * tokens * (matrix.rows() + matrix.cols())
-}
-
-fn linear_forward(tokens: usize, d_out: usize, d_in: usize) -> Op {
+fn linear_forward(tokens: usize, shape: [usize; 2], device: &ComputeDevice) -> anyhow::Result<Op> {
+    let [d_out, d_in] = shape;
     // A few tokens wait for the weights; these come from memory in a model, since all others were used in between.
     let copies = if tokens < 64 { COLD_BYTES / (d_out * d_in * 5 / 8) + 1 } else { 1 };
-    let (weights, x) = (matrices(d_out, d_in, copies), noise(tokens, d_in));
-    let (bytes, mut next) = (linear_bytes(tokens, &weights[0]), 0);
-    op(format!("packed_linear forward {d_out}x{d_in}"), tokens, 2 * tokens * d_out * d_in, bytes, move || {
+    let ((weights, weight_bytes), x) = (matrices(shape, copies, device)?, noise(tokens, d_in));
+    let (flop, bytes) = (2 * tokens * d_out * d_in, weight_bytes + 4 * tokens * (d_out + d_in));
+    let mut next = 0;
+    Ok(op(format!("packed_linear forward {d_out}x{d_in}"), tokens, flop, bytes, move || {
         next = (next + 1) % weights.len();
         let x = x.clone();
         timed(|| packed_linear(x, &weights[next]))
-    })
+    }))
 }
 
-fn linear_backward(tokens: usize, d_out: usize, d_in: usize) -> Op {
-    let (weight, x) = (matrices(d_out, d_in, 1).swap_remove(0), noise(tokens, d_in));
-    let bytes = linear_bytes(tokens, &weight);
-    op(format!("packed_linear backward {d_out}x{d_in}"), tokens, 2 * tokens * d_out * d_in, bytes, move || {
+fn linear_backward(tokens: usize, shape: [usize; 2], device: &ComputeDevice) -> anyhow::Result<Op> {
+    let [d_out, d_in] = shape;
+    let ((weights, weight_bytes), x) = (matrices(shape, 1, device)?, noise(tokens, d_in));
+    let (flop, bytes) = (2 * tokens * d_out * d_in, weight_bytes + 4 * tokens * (d_out + d_in));
+    Ok(op(format!("packed_linear backward {d_out}x{d_in}"), tokens, flop, bytes, move || {
         let x = tracked(&x);
-        timed_backward(|| packed_linear(x, &weight))
-    })
+        timed_backward(|| packed_linear(x, &weights[0]))
+    }))
 }
 
 fn attention_batch(tokens: usize) -> [Op; 2] {
@@ -178,14 +180,14 @@ fn attention_cached(tokens: usize) -> Op {
 }
 
 /// Output matrix and cross entropy with the gradient, which is made in the forward pass.
-fn head_loss(tokens: usize) -> Op {
-    let (weight, hidden) = (matrices(VOCABULARY, HIDDEN, 1).swap_remove(0), noise(tokens, HIDDEN));
-    let targets = random_ids(VOCABULARY, tokens, 2);
-    let bytes = weight.matrix().bytes().len() + 8 * tokens * HIDDEN;
-    op("head_loss with gradient".to_owned(), tokens, 4 * tokens * VOCABULARY * HIDDEN, bytes, move || {
+fn head_loss(tokens: usize, device: &ComputeDevice) -> anyhow::Result<Op> {
+    let (weights, weight_bytes) = matrices([VOCABULARY, HIDDEN], 1, device)?;
+    let (hidden, targets) = (noise(tokens, HIDDEN), random_ids(VOCABULARY, tokens, 2));
+    let (flop, bytes) = (4 * tokens * VOCABULARY * HIDDEN, weight_bytes + 8 * tokens * HIDDEN);
+    Ok(op("head_loss with gradient".to_owned(), tokens, flop, bytes, move || {
         let hidden = tracked(&hidden);
-        timed(|| token_nll(hidden, &targets, &weight))
-    })
+        timed(|| token_nll(hidden, &targets, &weights[0]))
+    }))
 }
 
 /// Those that work on each row by itself, and are bound by memory.

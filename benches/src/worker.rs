@@ -10,7 +10,7 @@ use anyhow::Context;
 use mynah::budget::peak_resident_bytes;
 use mynah::learn::{LearnerState, Method, Moment, Row, Sequential, StepRows, Trainer, TrainerConfig};
 use mynah_models::adapter::{Adapter, LoraConfig};
-use mynah_models::{KvCache, Model, Stop};
+use mynah_models::{ComputeDevice, KvCache, Model, Stop};
 use serde::{Deserialize, Serialize};
 
 use crate::model;
@@ -80,12 +80,12 @@ pub struct Answer {
 ///
 /// # Errors
 /// If input or output break; what fails within a request is its answer.
-pub fn serve(file: &Path) -> anyhow::Result<()> {
+pub fn serve(file: &Path, device: &ComputeDevice) -> anyhow::Result<()> {
     let (input, mut output) = (std::io::stdin().lock(), std::io::stdout().lock());
     let mut runner = None;
     for line in input.lines() {
         let answer = match serde_json::from_str(&line?) {
-            Ok(request) => respond(file, request, &mut runner),
+            Ok(request) => respond(file, device, request, &mut runner),
             Err(error) => Err(error.into()),
         };
         let answer = answer.unwrap_or_else(|error| Answer { error: Some(format!("{error:#}")), ..Answer::default() });
@@ -95,13 +95,18 @@ pub fn serve(file: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn respond(file: &Path, request: Request, runner: &mut Option<Runner>) -> anyhow::Result<Answer> {
+fn respond(
+    file: &Path,
+    device: &ComputeDevice,
+    request: Request,
+    runner: &mut Option<Runner>,
+) -> anyhow::Result<Answer> {
     let warm = |runner: &mut Option<Runner>| runner.as_mut().context("nothing is prepared")?.pass();
     match request {
         Request::Prepare(workload) => {
             let is_cold = workload.kind == Kind::Start;
             model::start_threads(workload.threads)?;
-            *runner = Some(Runner::new(model::load(file)?, workload)?);
+            *runner = Some(Runner::new(model::load(file, device)?, workload)?);
             let loss = if is_cold { None } else { warm(runner)? };
             Ok(Answer { ready: true, loss, ..Answer::default() })
         }

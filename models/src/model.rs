@@ -12,6 +12,7 @@ use crate::device::ComputeDevice;
 use crate::device_adapter::DeviceAdapter;
 use crate::error::LoadError;
 use crate::families;
+use crate::kernels::cpu::parallel::in_pool;
 use crate::load::Loader;
 use crate::nn::{AttentionShape, Decoder, KvCache, Pass, Stop};
 use crate::ops::{RopeAngles, packed_linear, token_nll};
@@ -30,7 +31,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Builds the model that a file describes. Weights stay packed, and on the CPU stay in the file's mapping.
+    /// Builds the model that a file describes. Weights stay packed; the device's [`Precision`](crate::Precision) says whether they
+    /// stay in the file's mapping.
     ///
     /// # Errors
     /// [`LoadError`] with the tensor or key that is missing, of another shape, or not understood.
@@ -41,7 +43,9 @@ impl Model {
             found: config.model_type.clone(),
             known: families::FAMILIES.iter().map(|family| family.name).collect(),
         })?;
-        let decoder = (family.build)(&Loader::new(gguf, &config, device.burn()))?;
+        let loader = Loader::new(gguf, &config, device)?;
+        let decoder = (family.build)(&loader)?;
+        loader.finish()?;
         Ok(Self { config, decoder, device: device.clone(), gguf: Arc::clone(gguf) })
     }
 
@@ -198,7 +202,23 @@ impl Model {
         if past + ids.len() > cache.capacity() {
             return Err(ComputeError::ContextFull { needed: past + ids.len(), capacity: cache.capacity() });
         }
-        let depth = self.config.num_hidden_layers;
+        let logits = match self.device.is_gpu() {
+            true => self.last_logits(cache, ids, adapter, stop),
+            false => in_pool(|| self.last_logits(cache, ids, adapter, stop)),
+        }?;
+        cache.advance(ids.len());
+        Ok(logits)
+    }
+
+    /// The logits after the last of `ids`, which are appended to every layer of the cache, but not counted.
+    fn last_logits(
+        &self,
+        cache: &mut KvCache,
+        ids: &[u32],
+        adapter: Option<&DeviceAdapter>,
+        stop: &Stop,
+    ) -> Result<Vec<f32>, ComputeError> {
+        let (depth, past) = (self.config.num_hidden_layers, cache.len());
         let mut pass = Pass {
             rows: 1,
             cols: ids.len(),
@@ -210,9 +230,7 @@ impl Model {
         let mut hidden = self.decoder.forward(ids, &[depth], &mut pass, self.device.burn())?;
         let width = self.config.hidden_size;
         let last = hidden.swap_remove(0).slice([ids.len() - 1..ids.len(), 0..width]);
-        let logits = self.device.read(self.logits(last))?;
-        cache.advance(ids.len());
-        Ok(logits)
+        self.device.read(self.logits(last))
     }
 
     fn check_ids(&self, ids: &[u32]) -> Result<(), ComputeError> {

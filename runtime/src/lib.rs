@@ -74,4 +74,6 @@ pub use file_flash::{FileError, FileFlash};
 #[cfg(feature = "std")]
 pub use files::lock::{Lock, LockError};
 #[cfg(feature = "std")]
+pub use mynah_models::Precision;
+#[cfg(feature = "std")]
 pub use session::{Control, Learner, Session, SessionBuilder, SessionError};

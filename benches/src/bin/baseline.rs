@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use mynah_benches::machine::Machine;
-use mynah_benches::model;
+use mynah_benches::model::{self, PrecisionArgs};
 use mynah_benches::ops::{Pass, ops};
 use mynah_benches::report::{OutputArgs, Report, now_unix_s, table};
 use mynah_benches::spread::Spread;
@@ -32,6 +32,8 @@ struct Arguments {
     /// Threads that compute
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     /// Milliseconds that each operation is measured for
     #[arg(long, default_value_t = 500)]
     ms: u64,
@@ -59,6 +61,7 @@ struct Baseline {
     machine: Machine,
     date_unix_s: u64,
     threads: usize,
+    precision: String,
     ops: Vec<Timed>,
 }
 
@@ -71,7 +74,8 @@ struct Timed {
 
 #[derive(Debug, Serialize)]
 struct Outcome {
-    same_machine: bool,
+    /// Whether machine, threads and precision are the same.
+    is_comparable: bool,
     now: Baseline,
     before: Option<Baseline>,
 }
@@ -92,6 +96,7 @@ fn main() -> anyhow::Result<()> {
         Action::Save => None,
     };
     model::start_threads(arguments.threads)?;
+    let device = arguments.precision.device();
     let passes: &[(Pass, usize)] = if arguments.smoke {
         &[(Pass::Train, 16)]
     } else {
@@ -100,7 +105,7 @@ fn main() -> anyhow::Result<()> {
     let at_least = Duration::from_millis(if arguments.smoke { 1 } else { arguments.ms });
     let mut timed: Vec<Timed> = Vec::new();
     for (pass, tokens) in passes {
-        for mut op in ops(*pass, *tokens) {
+        for mut op in ops(*pass, *tokens, &device)? {
             if timed.iter().any(|known| (&known.name, known.tokens) == (&op.name, op.tokens)) {
                 continue;
             }
@@ -108,13 +113,20 @@ fn main() -> anyhow::Result<()> {
             timed.push(Timed { seconds: op.measure(at_least), name: op.name.clone(), tokens: op.tokens });
         }
     }
-    let now = Baseline { machine: Machine::here(), date_unix_s: now_unix_s(), threads: arguments.threads, ops: timed };
+    let now = Baseline {
+        machine: Machine::here(),
+        date_unix_s: now_unix_s(),
+        threads: arguments.threads,
+        precision: arguments.precision.name().to_owned(),
+        ops: timed,
+    };
     if matches!(arguments.action, Action::Save) {
         let text = format!("{}\n", serde_json::to_string_pretty(&now)?);
         std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
     }
-    let same_machine = before.as_ref().is_none_or(|before| before.machine == now.machine);
-    let outcome = Outcome { same_machine, now, before };
+    let conditions = |of: &Baseline| (of.machine.clone(), of.threads, of.precision.clone());
+    let is_comparable = before.as_ref().is_none_or(|before| conditions(before) == conditions(&now));
+    let outcome = Outcome { is_comparable, now, before };
     report.finish(&outcome, || text(&outcome))
 }
 
@@ -134,8 +146,12 @@ fn text(outcome: &Outcome) -> String {
         })
         .collect();
     let warning = match &outcome.before {
-        Some(before) if !outcome.same_machine => {
-            format!("\n\nNOT COMPARABLE: the baseline is from {}", before.machine.text())
+        Some(before) if !outcome.is_comparable => {
+            let Baseline { machine, threads, precision, .. } = before;
+            format!(
+                "\n\nNOT COMPARABLE: the baseline is of {threads} threads, {precision} precision, {}",
+                machine.text()
+            )
         }
         _ => String::new(),
     };

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use clap::Parser;
 use mynah::learn::{LearnError, Method, Sequential};
-use mynah_benches::model::{self, ModelArgs, random_ids, stories260k};
+use mynah_benches::model::{self, ModelArgs, PrecisionArgs, random_ids, stories260k};
 use mynah_benches::report::{OutputArgs, Report};
 use mynah_benches::spread::quantile;
 use mynah_benches::steps::{Learning, Rows};
@@ -20,6 +20,8 @@ use serde::Serialize;
 struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     /// Sequences of the step
     #[arg(long, default_value_t = 4)]
     rows: usize,
@@ -52,6 +54,7 @@ struct Outcome {
     rows: usize,
     tokens: u16,
     threads: usize,
+    precision: &'static str,
     seed: u64,
     step_seconds: f64,
     cancels: usize,
@@ -71,7 +74,7 @@ fn main() -> anyhow::Result<()> {
     }
     let file = if arguments.smoke { stories260k() } else { arguments.model.file()? };
     model::start_threads(arguments.threads)?;
-    let model = model::load(&file)?;
+    let model = model::load(&file, &arguments.precision.device())?;
     let outcome = measure(&arguments, &model, &report)?;
     report.finish(&outcome, || text(&outcome))
 }
@@ -104,6 +107,7 @@ fn measure(arguments: &Arguments, model: &Model, report: &Report) -> anyhow::Res
         rows: arguments.rows,
         tokens: arguments.tokens,
         threads: arguments.threads,
+        precision: arguments.precision.name(),
         seed: arguments.seed,
         step_seconds,
         cancels: latencies.len(),

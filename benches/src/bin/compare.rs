@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
-use mynah_benches::model::{ModelArgs, random_ids, stories260k};
+use mynah_benches::model::{ModelArgs, PrecisionArgs, random_ids, stories260k};
 use mynah_benches::peers::Environment;
 use mynah_benches::race::{Side, SideResult, first_token_seconds, race};
 use mynah_benches::report::{OutputArgs, Report, table};
@@ -60,6 +60,8 @@ enum Action {
     Worker {
         /// The model
         file: PathBuf,
+        #[command(flatten)]
+        precision: PrecisionArgs,
     },
 }
 
@@ -88,6 +90,8 @@ struct RaceArgs {
     /// Threads of each side
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     /// Rank of the adapter
     #[arg(long, default_value_t = 8)]
     rank: usize,
@@ -113,6 +117,7 @@ const DECODE_TOKENS: usize = 128;
 #[derive(Debug, Serialize)]
 struct Outcome {
     threads: usize,
+    precision: &'static str,
     rank: usize,
     pairs: u16,
     races: Vec<RaceOutcome>,
@@ -132,7 +137,7 @@ struct RaceOutcome {
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     match arguments.command {
-        Some(Action::Worker { file }) => worker::serve(&file),
+        Some(Action::Worker { file, precision }) => worker::serve(&file, &precision.device()),
         Some(Action::Setup { env, python, model, output }) => {
             let report = Report::start("compare setup", output);
             let environment = Environment::at(env)?;
@@ -177,6 +182,7 @@ impl Racing {
         let args = &self.args;
         let mut outcome = Outcome {
             threads: args.threads,
+            precision: args.precision.name(),
             rank: args.rank,
             pairs: args.pairs,
             races: Vec::new(),
@@ -267,7 +273,7 @@ impl Racing {
 
     fn ours(&self) -> Command {
         let mut command = Command::new(std::env::current_exe().unwrap_or_else(|_| "compare".into()));
-        command.arg("worker").arg(&self.file);
+        command.arg("worker").arg(&self.file).args(["--precision", self.args.precision.name()]);
         command
     }
 
@@ -311,7 +317,10 @@ fn text(outcome: &Outcome) -> String {
             GOAL_START_SECONDS * 1e3,
         )
     });
-    format!("{} threads, rank {}, medians of {} passes\n\n{races}{start}", outcome.threads, outcome.rank, outcome.pairs)
+    {
+        let Outcome { threads, precision, rank, pairs, .. } = outcome;
+        format!("{threads} threads, {precision} precision, rank {rank}, medians of {pairs} passes\n\n{races}{start}")
+    }
 }
 
 fn shape(text: &str) -> Result<(usize, usize), String> {

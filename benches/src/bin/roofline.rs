@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Parser;
-use mynah_benches::model;
+use mynah_benches::model::{self, PrecisionArgs};
 use mynah_benches::ops::{Op, Pass, ops};
 use mynah_benches::peaks::Peaks;
 use mynah_benches::report::{OutputArgs, Report, table};
@@ -23,6 +23,8 @@ struct Arguments {
     /// Threads that compute
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     threads: u16,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     /// Tokens of a pass; 1 is decode
     #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 128, 512])]
     tokens: Vec<usize>,
@@ -41,6 +43,7 @@ struct Arguments {
 
 #[derive(Debug, Serialize)]
 struct Outcome {
+    precision: &'static str,
     one_thread: Peaks,
     all_threads: Peaks,
     ops: Vec<Measured>,
@@ -66,16 +69,17 @@ fn main() -> anyhow::Result<()> {
         (arguments.tokens, arguments.ms) = (vec![16], 1);
     }
     model::start_threads(usize::from(arguments.threads))?;
+    let device = arguments.precision.device();
     report.note("peaks");
     let one_thread = Peaks::measure(1);
     let all_threads = Peaks::measure(usize::from(arguments.threads));
-    let mut outcome = Outcome { one_thread, all_threads, ops: Vec::new() };
+    let mut outcome = Outcome { precision: arguments.precision.name(), one_thread, all_threads, ops: Vec::new() };
     for &tokens in &arguments.tokens {
-        let mut all = ops(Pass::Infer, tokens);
+        let mut all = ops(Pass::Infer, tokens, &device)?;
         if tokens > 1 {
             // Those of training, but for what both passes have.
-            all.extend(ops(Pass::Train, tokens).into_iter().filter(|op| !op.name.contains("forward")));
-            all.extend(ops(Pass::Train, tokens).into_iter().filter(|op| op.name == "attention forward"));
+            let is_new = |op: &Op| !op.name.contains("forward") || op.name == "attention forward";
+            all.extend(ops(Pass::Train, tokens, &device)?.into_iter().filter(is_new));
         }
         all.sort_by(|a, b| a.name.cmp(&b.name));
         for mut op in all.into_iter().filter(|op| op.name.contains(&arguments.only)) {
@@ -129,5 +133,5 @@ fn text(outcome: &Outcome) -> String {
         })
         .collect();
     let header = ["operation", "tokens", "µs", "least", "MFLOP", "MB", "GFLOP/s", "GB/s", "of the roof"];
-    format!("{peaks}\n\n{}", table(&header, &rows))
+    format!("{peaks}\n\n{} precision\n{}", outcome.precision, table(&header, &rows))
 }

@@ -9,7 +9,7 @@ use mynah::example::ExampleId;
 use mynah::learn::{Examples, Ilora, Method, Sequential};
 use mynah::session::{Interaction, LearnRequest, PromptFormat};
 use mynah::{Budget, Session};
-use mynah_benches::model::{self, ModelArgs, stories260k};
+use mynah_benches::model::{self, ModelArgs, PrecisionArgs, stories260k};
 use mynah_benches::report::{OutputArgs, Report, table};
 use mynah_benches::spread::Spread;
 use mynah_benches::steps::{Learning, Rows};
@@ -25,6 +25,8 @@ use serde::Serialize;
 struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     /// Records of the small store
     #[arg(long, default_value_t = 10)]
     few: usize,
@@ -59,6 +61,7 @@ const FILL: usize = 1000;
 #[derive(Debug, Serialize)]
 struct Outcome {
     threads: usize,
+    precision: &'static str,
     pairs: u16,
     few: usize,
     many: usize,
@@ -89,7 +92,7 @@ fn main() -> anyhow::Result<()> {
     model::start_threads(arguments.threads)?;
     let (few_seconds, many_seconds) = store_steps(&arguments, &file, &report)?;
     let mut ilora = Vec::new();
-    let model = model::load(&file)?;
+    let model = model::load(&file, &arguments.precision.device())?;
     for (rows, tokens) in [(1, 128), (4, 128)] {
         report.note(&format!("I-LoRA and plain LoRA, {rows}x{tokens}"));
         let new = Rows::random(&model, rows, tokens, 0);
@@ -117,6 +120,7 @@ fn main() -> anyhow::Result<()> {
     }
     let outcome = Outcome {
         threads: arguments.threads,
+        precision: arguments.precision.name(),
         pairs: arguments.pairs,
         few: arguments.few,
         many: arguments.many,
@@ -131,8 +135,8 @@ fn main() -> anyhow::Result<()> {
 /// Times of a session's steps with few and with many records in its store.
 fn store_steps(arguments: &Arguments, file: &Path, report: &Report) -> anyhow::Result<(Spread, Spread)> {
     let folder = tempfile::tempdir_in(&arguments.folder).context("cannot make a folder for stores; give --folder")?;
-    let mut few = Taught::with(arguments.few, file, &folder.path().join("few"), report)?;
-    let mut many = Taught::with(arguments.many, file, &folder.path().join("many"), report)?;
+    let mut few = Taught::with(arguments, arguments.few, file, &folder.path().join("few"), report)?;
+    let mut many = Taught::with(arguments, arguments.many, file, &folder.path().join("many"), report)?;
     report.note("steps in both stores");
     let (mut few_seconds, mut many_seconds) = (Vec::new(), Vec::new());
     for pair in 0..=arguments.pairs {
@@ -152,9 +156,9 @@ struct Taught {
 }
 
 impl Taught {
-    fn with(records: usize, file: &Path, store: &Path, report: &Report) -> anyhow::Result<Self> {
+    fn with(arguments: &Arguments, records: usize, file: &Path, store: &Path, report: &Report) -> anyhow::Result<Self> {
         report.note(&format!("a store of {records} records"));
-        let mut session = Session::builder(file).store(store).open()?;
+        let mut session = Session::builder(file).store(store).precision(arguments.precision.precision()).open()?;
         let mut ids = Vec::new();
         for first in (0..records).step_by(FILL) {
             let interactions: Vec<Interaction> = (first..records.min(first + FILL)).map(interaction).collect();

@@ -6,7 +6,7 @@ use mynah::Session;
 use mynah::budget::peak_resident_bytes;
 use mynah::learn::{LearnerState, Method, Moment, Row, Sequential, StepRows, Trainer, TrainerConfig};
 use mynah_models::adapter::{Adapter, LoraConfig};
-use mynah_models::{Model, Stop};
+use mynah_models::{Model, Precision, Stop};
 use serde::Serialize;
 
 use crate::error::CliError;
@@ -75,7 +75,7 @@ struct Document {
 /// Runs the verb.
 pub(crate) fn run(args: &BenchArgs, options: &Options, output: Output) -> Result<(), CliError> {
     let started = Instant::now();
-    let session = open::open_to_read(&args.model.model, None, options)?;
+    let session = open::open_to_read(&args.model.model, None, Precision::Fast, options)?;
     let load_seconds = started.elapsed().as_secs_f64();
     let (workload, tokens_per_step, times) = match args.what {
         Workload::Train => ("train", usize::from(args.batch) * args.tokens as usize, train(&session, args, options)?),

@@ -46,7 +46,7 @@ impl HeadLossOps for Flex {
     fn token_nll(hidden: FloatTensor<Self>, targets: Arc<[u32]>, weight: Frozen) -> FloatTensor<Self> {
         let (hidden, [positions, _]) = cpu_matrix(&hidden);
         let mut nll = vec![0.0; positions];
-        kernel::token_nll(contiguous(&hidden), &targets, weight.matrix(), &mut nll, None);
+        kernel::token_nll(contiguous(&hidden), &targets, weight.weights(), &mut nll, None);
         cpu_tensor(nll, [positions, 1])
     }
 }
@@ -55,7 +55,7 @@ impl HeadLossKernel for Flex {
     fn token_nll_and_gradient(hidden: FloatTensor<Self>, targets: &[u32], weight: &Frozen) -> [FloatTensor<Self>; 2] {
         let (hidden, [positions, width]) = cpu_matrix(&hidden);
         let (mut nll, mut gradient) = (vec![0.0; positions], vec![0.0; positions * width]);
-        kernel::token_nll(contiguous(&hidden), targets, weight.matrix(), &mut nll, Some(&mut gradient));
+        kernel::token_nll(contiguous(&hidden), targets, weight.weights(), &mut nll, Some(&mut gradient));
         [cpu_tensor(nll, [positions, 1]), cpu_tensor(gradient, [positions, width])]
     }
 }

@@ -15,7 +15,7 @@ pub(crate) mod rope;
 pub(crate) mod swiglu;
 
 pub use attention::{Geometry, attention};
-pub use embedding::embedding;
+pub(crate) use embedding::embedding;
 pub use frozen::Frozen;
 pub use head_loss::token_nll;
 pub use packed_linear::packed_linear;
