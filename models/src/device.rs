@@ -5,6 +5,7 @@ use std::fmt;
 use burn::tensor::{Device, Tensor};
 
 use crate::compute_error::ComputeError;
+use crate::kernels::cpu::tiled;
 use crate::precision::Precision;
 
 /// The CPU, or a GPU through wgpu. Cloning copies a handle.
@@ -39,6 +40,11 @@ impl ComputeDevice {
     /// How exactly models that are loaded for this device compute.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// Whether models that are loaded for this device have their weights repacked.
+    pub(crate) fn computes_with_tiles(&self) -> bool {
+        self.precision == Precision::Fast && !self.is_gpu && tiled::is_available()
     }
 
     /// Whether this is a GPU.

@@ -47,7 +47,7 @@ mod kernels;
 mod load;
 mod model;
 mod nn;
-mod ops;
+pub mod ops;
 mod precision;
 pub mod projection;
 pub mod quant;

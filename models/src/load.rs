@@ -8,10 +8,9 @@ use crate::Projection;
 use crate::config::{ModelConfig, RopeScaling};
 use crate::device::ComputeDevice;
 use crate::error::LoadError;
-use crate::kernels::cpu::tiled::{self, TileArena};
+use crate::kernels::cpu::tiled::TileArena;
 use crate::nn::{Attention, AttentionShape, Decoder, DecoderLayer, Linear, Mlp, RmsNorm};
 use crate::ops::Frozen;
-use crate::precision::Precision;
 use crate::quant::PackedMatrix;
 use crate::weights::Gguf;
 
@@ -33,12 +32,11 @@ impl<'a> Loader<'a> {
         config: &'a ModelConfig,
         device: &'a ComputeDevice,
     ) -> Result<Self, LoadError> {
-        let is_repacked = device.precision() == Precision::Fast && !device.is_gpu() && tiled::is_available();
         let matrices = gguf.tensors().iter().filter_map(|tensor| match tensor.shape[..] {
             [rows, cols] => Some((tensor.tensor_type, [rows, cols])),
             _ => None,
         });
-        let arena = is_repacked.then(|| TileArena::new(matrices)).transpose();
+        let arena = device.computes_with_tiles().then(|| TileArena::new(matrices)).transpose();
         Ok(Self { gguf, config, device, arena: arena.map_err(|source| no_memory(gguf, source))? })
     }
 

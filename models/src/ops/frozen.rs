@@ -1,11 +1,13 @@
 //! A weight matrix that training never changes, with room for a device's copy of it.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 use super::device_copy::DeviceCopy;
+use crate::device::ComputeDevice;
 use crate::kernels::cpu::Weights;
-#[cfg(feature = "gpu")]
+use crate::kernels::cpu::tiled::TileArena;
 use crate::quant::PackedMatrix;
 
 /// A frozen matrix shared by the model, its operations and their gradients; cloning copies a pointer.
@@ -13,7 +15,7 @@ use crate::quant::PackedMatrix;
 /// On the host it is the model file's own bytes, or their copy in tiles. A GPU gets its copy at first use, in the order that its kernels
 /// read.
 #[derive(Clone)]
-pub(crate) struct Frozen(Arc<Inner>);
+pub struct Frozen(Arc<Inner>);
 
 struct Inner {
     weights: Weights,
@@ -22,6 +24,20 @@ struct Inner {
 }
 
 impl Frozen {
+    /// A matrix by itself, in the form that models of `device` have it.
+    ///
+    /// # Errors
+    /// The system's, if there is no memory to repack it in.
+    pub fn for_device(matrix: &PackedMatrix, device: &ComputeDevice) -> io::Result<Self> {
+        if !device.computes_with_tiles() {
+            return Ok(Self::new(matrix.clone()));
+        }
+        let arena = TileArena::new(std::iter::once((matrix.tensor_type(), [matrix.rows(), matrix.cols()])))?;
+        let tiles = arena.tile(matrix);
+        arena.seal()?;
+        Ok(Self::new(tiles))
+    }
+
     /// Wraps a matrix.
     pub(crate) fn new(weights: impl Into<Weights>) -> Self {
         Self(Arc::new(Inner { weights: weights.into(), on_device: DeviceCopy::default() }))

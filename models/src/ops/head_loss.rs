@@ -25,7 +25,7 @@ use crate::nn::Stop;
 ///
 /// # Panics
 /// If a target is not below `vocab_size`; the caller checks its batch.
-pub(crate) fn token_nll(hidden: Tensor<2>, targets: &[u32], weight: &Frozen, stop: &Stop) -> Tensor<1> {
+pub fn token_nll(hidden: Tensor<2>, targets: &[u32], weight: &Frozen, stop: &Stop) -> Tensor<1> {
     let [positions, _] = hidden.dims();
     assert_eq!(positions, targets.len(), "{positions} positions, {} targets", targets.len());
     let nll =

@@ -13,7 +13,7 @@ use super::{Frozen, contiguous, cpu_matrix, cpu_tensor};
 ///
 /// # Shapes
 /// `x` `[tokens, d_in]`, `weight` `[d_out, d_in]`, result `[tokens, d_out]`.
-pub(crate) fn packed_linear(x: Tensor<2>, weight: &Frozen) -> Tensor<2> {
+pub fn packed_linear(x: Tensor<2>, weight: &Frozen) -> Tensor<2> {
     let [_, d_in] = x.dims();
     assert_eq!(d_in, weight.weights().cols(), "x has {d_in} columns, {weight:?}");
     Tensor::from_dispatch(<Dispatch as PackedLinearOps>::packed_linear(x.into_dispatch(), weight.clone()))
