@@ -154,7 +154,7 @@ fn decode(session: &Session, args: &BenchArgs, options: &Options) -> Result<Vec<
 fn timed(
     label: &str,
     passes: u32,
-    mut pass: impl FnMut(&Stop) -> Result<(), CliError>,
+    mut pass: impl FnMut(&Stop) -> Result<(), CliError> + Send,
 ) -> Result<Vec<Duration>, CliError> {
     let stop = Stop::new();
     let from_handler = stop.clone();
@@ -163,7 +163,8 @@ fn timed(
     let mut times = Vec::new();
     for index in 0..WARM_UP + passes as usize {
         let started = Instant::now();
-        pass(&stop)?;
+        // On a thread of the pool, as a session works.
+        rayon::scope(|_| pass(&stop))?;
         if index >= WARM_UP {
             times.push(started.elapsed());
             progress.set(times.len() as u64);

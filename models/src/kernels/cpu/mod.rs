@@ -21,6 +21,10 @@ pub(crate) mod parallel;
 pub(crate) mod rms_norm;
 pub(crate) mod simd;
 pub(crate) mod swiglu;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod tiled;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "no_tiles.rs"]
 pub(crate) mod tiled;
 mod weights;
 
