@@ -144,7 +144,7 @@ fn linear_backward(tokens: usize, shape: [usize; 2], device: &ComputeDevice) -> 
 }
 
 fn attention_batch(tokens: usize) -> [Op; 2] {
-    let geometry = Geometry::of_batch(1, tokens, HEADS, KEY_VALUE_HEADS, HEAD_DIM);
+    let geometry = Geometry::of_batch([tokens].into(), HEADS, KEY_VALUE_HEADS, HEAD_DIM);
     let (query_width, key_width) = (HEADS * HEAD_DIM, KEY_VALUE_HEADS * HEAD_DIM);
     let inputs = || (noise(tokens, query_width), noise(tokens, key_width), noise(tokens, key_width));
     // Causal: half of the products, of two matrix products forwards and five backwards, scores computed again.
@@ -167,7 +167,7 @@ fn attention_batch(tokens: usize) -> [Op; 2] {
 fn attention_cached(tokens: usize) -> Op {
     let past = if tokens == 1 { 128 } else { 0 };
     let room = past + tokens;
-    let geometry = Geometry::of_cache(tokens, past, room, HEADS, KEY_VALUE_HEADS, HEAD_DIM);
+    let geometry = Geometry::of_cache([tokens].into(), past, room, HEADS, KEY_VALUE_HEADS, HEAD_DIM);
     let query_width = HEADS * HEAD_DIM;
     let q = noise(tokens, query_width);
     let (k, v) = (noise(KEY_VALUE_HEADS * room, HEAD_DIM), noise(KEY_VALUE_HEADS * room, HEAD_DIM));
