@@ -1,7 +1,7 @@
 //! What the store costs: bits per token, bytes written, time to open and to draw, memory.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -10,7 +10,7 @@ use mynah::example::{Example, ExampleId};
 use mynah::replay::{Memory, Policy};
 use mynah_benches::corpus::{self, Line};
 use mynah_benches::model::{ModelArgs, stories260k};
-use mynah_benches::report::{OutputArgs, Report, table};
+use mynah_benches::report::{self, OutputArgs, Report, table};
 use mynah_benches::spread::Spread;
 use mynah_benches::store::coding;
 use mynah_benches::store::engines::Engine;
@@ -137,7 +137,11 @@ struct Probe {
     draw_and_read_seconds: Spread,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    report::exit(run())
+}
+
+fn run() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     match arguments.hidden {
         Some(Hidden::Probe { file }) => {
