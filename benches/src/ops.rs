@@ -6,7 +6,7 @@ use burn::tensor::{Device, Distribution, Tensor};
 use mynah_models::ops::{
     Frozen, Geometry, NormWeight, RopeAngles, attention, packed_linear, rms_norm, rope, swiglu, token_nll,
 };
-use mynah_models::{ComputeDevice, PackedMatrix, TensorType};
+use mynah_models::{ComputeDevice, PackedMatrix, Stop, TensorType};
 
 use crate::model::random_ids;
 use crate::spread::Spread;
@@ -186,7 +186,7 @@ fn head_loss(tokens: usize, device: &ComputeDevice) -> anyhow::Result<Op> {
     let (flop, bytes) = (4 * tokens * VOCABULARY * HIDDEN, weight_bytes + 8 * tokens * HIDDEN);
     Ok(op("head_loss with gradient".to_owned(), tokens, flop, bytes, move || {
         let hidden = tracked(&hidden);
-        timed(|| token_nll(hidden, &targets, &weights[0]))
+        timed(|| token_nll(hidden, &targets, &weights[0], &Stop::new()))
     }))
 }
 

@@ -51,6 +51,7 @@ pub mod ops;
 mod precision;
 pub mod projection;
 pub mod quant;
+mod tape;
 pub mod tokenizer;
 pub mod weights;
 
@@ -68,5 +69,6 @@ pub use nn::{KvCache, Stop};
 pub use precision::Precision;
 pub use projection::Projection;
 pub use quant::{PackedMatrix, TensorType};
+pub use tape::Tape;
 pub use tokenizer::{ParseSpecial, Tokenizer, TokenizerError};
 pub use weights::{Gguf, Metadata, TensorInfo};

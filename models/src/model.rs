@@ -16,6 +16,7 @@ use crate::kernels::cpu::parallel::in_pool;
 use crate::load::Loader;
 use crate::nn::{AttentionShape, Decoder, KvCache, Pass, Stop};
 use crate::ops::{RopeAngles, packed_linear, token_nll};
+use crate::tape::Tape;
 use crate::weights::Gguf;
 
 /// Positions whose logits are in memory at once, where logits are asked for.
@@ -69,11 +70,11 @@ impl Model {
         self.gguf.digest()
     }
 
-    /// Copies an adapter to the device. Where `tracked`, a loss that was computed through it can be differentiated.
+    /// Copies an adapter to the device.
     ///
     /// # Errors
     /// [`ComputeError::AdapterShape`] if it was made for another model.
-    pub fn upload(&self, adapter: &Adapter, tracked: bool) -> Result<DeviceAdapter, ComputeError> {
+    pub fn upload(&self, adapter: &Adapter) -> Result<DeviceAdapter, ComputeError> {
         for pair in adapter.layout().pairs() {
             let [d_out, d_in] = self.config.projection_shape(pair.projection);
             if pair.layer >= self.config.num_hidden_layers || [pair.d_out, pair.d_in] != [d_out, d_in] {
@@ -87,7 +88,7 @@ impl Model {
                 });
             }
         }
-        Ok(DeviceAdapter::new(adapter, &self.device, self.config.num_hidden_layers, tracked))
+        Ok(DeviceAdapter::new(adapter, &self.device, self.config.num_hidden_layers))
     }
 
     /// Hidden states after the final norm.
@@ -122,23 +123,28 @@ impl Model {
         adapter: Option<&DeviceAdapter>,
         stop: &Stop,
     ) -> Result<Vec<Tensor<2>>, ComputeError> {
-        self.check_ids(batch.ids())?;
-        if batch.cols() > self.config.max_position_embeddings {
-            return Err(ComputeError::ContextFull {
-                needed: batch.cols(),
-                capacity: self.config.max_position_embeddings,
-            });
-        }
-        let positions = (0..batch.rows()).flat_map(|_| 0..batch.cols());
-        let mut pass = Pass {
-            rows: batch.rows(),
-            cols: batch.cols(),
-            angles: RopeAngles::new(positions, &self.decoder.rope_frequencies),
-            adapter,
-            cache: None,
-            stop,
-        };
+        self.check_batch(batch)?;
+        let (rows, cols, angles) = (batch.rows(), batch.cols(), self.angles(batch));
+        let mut pass = Pass { rows, cols, angles, adapter, cache: None, stop };
         self.decoder.forward(batch.ids(), depths, &mut pass, self.device.burn())
+    }
+
+    /// Hidden states as [`Self::hidden_states`] gives them, from which a loss can go back to the adapter.
+    ///
+    /// The last `kept_layers` layers keep their activations until then, the others are computed once more on the way back:
+    /// more time for less memory, and the same gradients to the bit.
+    ///
+    /// # Errors
+    /// As [`Self::hidden_states`].
+    pub fn record<'a>(
+        &'a self,
+        batch: &TokenBatch,
+        depths: &[usize],
+        adapter: &'a DeviceAdapter,
+        kept_layers: usize,
+        stop: &'a Stop,
+    ) -> Result<Tape<'a>, ComputeError> {
+        Tape::record(self, batch, depths, adapter, kept_layers, stop)
     }
 
     /// Negative log-likelihood in nats of one target per row of `hidden`, differentiable in `hidden`. Logits are never
@@ -148,10 +154,12 @@ impl Model {
     /// `hidden` `[positions, hidden_size]`, `targets` and the result `[positions]`.
     ///
     /// # Errors
-    /// [`ComputeError::TokenOutOfRange`].
-    pub fn token_nll(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>, ComputeError> {
+    /// [`ComputeError::TokenOutOfRange`]; [`ComputeError::Cancelled`] between some positions and the next.
+    pub fn token_nll(&self, hidden: Tensor<2>, targets: &[u32], stop: &Stop) -> Result<Tensor<1>, ComputeError> {
         self.check_ids(targets)?;
-        Ok(token_nll(hidden, targets, &self.decoder.lm_head))
+        let nll = token_nll(hidden, targets, &self.decoder.lm_head, stop);
+        // What a stopped operation gives is not all of it.
+        stop.check().map(|()| nll)
     }
 
     /// Raw logits, for as few positions as the caller can hold: `[positions, vocab_size]`, differentiable in `hidden`.
@@ -231,6 +239,25 @@ impl Model {
         let width = self.config.hidden_size;
         let last = hidden.swap_remove(0).slice([ids.len() - 1..ids.len(), 0..width]);
         self.device.read(self.logits(last))
+    }
+
+    pub(crate) fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// The turns of every token of a batch.
+    pub(crate) fn angles(&self, batch: &TokenBatch) -> RopeAngles {
+        let positions = (0..batch.rows()).flat_map(|_| 0..batch.cols());
+        RopeAngles::new(positions, &self.decoder.rope_frequencies)
+    }
+
+    /// [`ComputeError::TokenOutOfRange`] or [`ComputeError::ContextFull`] if the batch is not one for this model.
+    pub(crate) fn check_batch(&self, batch: &TokenBatch) -> Result<(), ComputeError> {
+        let (needed, capacity) = (batch.cols(), self.config.max_position_embeddings);
+        if needed > capacity {
+            return Err(ComputeError::ContextFull { needed, capacity });
+        }
+        self.check_ids(batch.ids())
     }
 
     fn check_ids(&self, ids: &[u32]) -> Result<(), ComputeError> {

@@ -31,11 +31,13 @@ fn text(gguf: &Gguf) -> Vec<u32> {
     texts.flat_map(|text| tokenizer.encode(text["text"].as_str().unwrap(), ParseSpecial::No)).collect()
 }
 
-fn mean_nll(model: &Model, ids: &[u32], adapter: Option<&mynah_models::DeviceAdapter>) -> Tensor<1> {
-    let batch = TokenBatch::new(ids.to_vec(), 1, ids.len()).unwrap();
-    let hidden = model.forward(&batch, adapter, &Stop::new()).unwrap();
+fn one_row(ids: &[u32]) -> TokenBatch {
+    TokenBatch::new(ids.to_vec(), 1, ids.len()).unwrap()
+}
+
+fn mean_nll(model: &Model, ids: &[u32], hidden: Tensor<2>) -> Tensor<1> {
     let [positions, width] = hidden.dims();
-    model.token_nll(hidden.slice([0..positions - 1, 0..width]), &ids[1..]).unwrap().mean()
+    model.token_nll(hidden.slice([0..positions - 1, 0..width]), &ids[1..], &Stop::new()).unwrap().mean()
 }
 
 /// Mean negative log-likelihood where each token is decoded by itself.
@@ -57,9 +59,11 @@ fn gradient(model: &Model, ids: &[u32]) -> Vec<f32> {
         .iter_mut()
         .enumerate()
         .for_each(|(i, value)| *value += ((i * 7919 % 101) as f32 - 50.0) * 1e-4);
-    let on_device = model.upload(&adapter, true).unwrap();
-    let gradients = mean_nll(model, ids, Some(&on_device)).backward();
-    on_device.gradients(&gradients).unwrap()
+    let on_device = model.upload(&adapter).unwrap();
+    let (layers, stop) = (model.config().num_hidden_layers, Stop::new());
+    let tape = model.record(&one_row(ids), &[layers], &on_device, layers, &stop).unwrap();
+    let loss = mean_nll(model, ids, tape.hidden()[0].clone());
+    tape.gradients(&loss).unwrap()
 }
 
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
@@ -76,7 +80,10 @@ fn fast_stays_near_exact() {
     let gguf = Gguf::open(&file).unwrap_or_else(|error| panic!("{error}"));
     let ids = text(&gguf);
     let [exact, fast] = [Precision::Exact, Precision::Fast].map(|precision| load(&gguf, precision));
-    let nll = |model: &Model| f64::from(mean_nll(model, &ids, None).into_scalar::<f32>());
+    let nll = |model: &Model| {
+        let hidden = model.forward(&one_row(&ids), None, &Stop::new()).unwrap();
+        f64::from(mean_nll(model, &ids, hidden).into_scalar::<f32>())
+    };
     let change = (nll(&fast) - nll(&exact)).exp() - 1.0;
     eprintln!("perplexity changes by {:.3} % over {} tokens", 100.0 * change, ids.len());
     assert!(change.abs() <= PERPLEXITY, "{change}");

@@ -4,8 +4,12 @@
 //! dx = r · (g − x · r² · mean(g · x))        g = dy · weight
 //! ```
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
+use burn::backend::autodiff::NodeId;
+use burn::backend::autodiff::checkpoint::retro_forward::RetroForward;
+use burn::backend::autodiff::checkpoint::state::BackwardStates;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
@@ -95,21 +99,43 @@ impl RmsNormKernel for Flex {
 #[derive(Debug)]
 struct Normalize;
 
-impl<B: RmsNormKernel> Backward<B, 1> for Normalize {
-    type State = (FloatTensor<B>, NormWeight);
+/// The normalized rows once more, where they were not kept.
+#[derive(Debug)]
+struct Again<B> {
+    x: NodeId,
+    weight: NormWeight,
+    backend: PhantomData<B>,
+}
 
-    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+impl<B: RmsNormOps> RetroForward for Again<B> {
+    fn forward(&self, states: &mut BackwardStates, out: NodeId) {
+        let x = states.get_state::<FloatTensor<B>>(&self.x);
+        states.save(out, B::rms_norm(x, self.weight.clone()));
+    }
+}
+
+impl<B: RmsNormKernel> Backward<B, 1> for Normalize {
+    type State = (NodeId, NormWeight);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let (x, weight) = ops.state;
+        let x = checkpointer.retrieve_node_output::<FloatTensor<B>>(x);
         unary::<B, _>(ops.parents, ops.node, grads, |dy| B::rms_norm_backward(x, dy, &weight));
     }
 }
 
 impl<B: RmsNormKernel + RmsNormOps, C: CheckpointStrategy> RmsNormOps for Autodiff<B, C> {
     fn rms_norm(x: FloatTensor<Self>, weight: NormWeight) -> FloatTensor<Self> {
+        let input = x.clone();
         let (x, node) = x.into_parts();
-        let y = B::rms_norm(x.clone(), weight.clone());
-        match Backward::<B, 1>::prepare::<C>(Normalize, [node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((x, weight), y),
+        let again = Again::<B> { x: node.id(), weight: weight.clone(), backend: PhantomData };
+        let y = B::rms_norm(x, weight.clone());
+        let prep = Backward::<B, 1>::prepare::<C>(Normalize, [node]);
+        match prep.memory_bound().retro_forward(again).parents([&input]).stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let x = prep.checkpoint(&input);
+                prep.finish((x, weight), y)
+            }
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }

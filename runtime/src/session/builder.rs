@@ -198,9 +198,10 @@ impl SessionBuilder {
         };
         let threads =
             Threads::new(self.threads).map_err(|source| SessionError::Threads { threads: self.threads, source })?;
-        let wording = wording(&gguf, self.end_token)?;
         let opened = device::open(self.device, self.precision);
-        let model = threads.run(|| Model::load(&gguf, &opened.device))?;
+        let (wording, model) =
+            threads.run(|| rayon::join(|| wording(&gguf, self.end_token), || Model::load(&gguf, &opened.device)));
+        let (wording, model) = (wording?, model?);
         let (ledger, saved) = match &self.store {
             Some(folder) => Ledger::open(folder, self.is_read_only, &model, &wording.tokenizer)?,
             None => (Ledger::in_memory(), None),

@@ -14,12 +14,17 @@ mod dequantize;
 mod dot;
 mod exp;
 pub(crate) mod head_loss;
+pub(crate) mod lora;
 mod microkernel;
 mod packed_linear;
 pub(crate) mod parallel;
 pub(crate) mod rms_norm;
 pub(crate) mod simd;
 pub(crate) mod swiglu;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod tiled;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "no_tiles.rs"]
 pub(crate) mod tiled;
 mod weights;
 

@@ -4,14 +4,17 @@
 //! Relative error of y: about 4e-3, 1e-2 where single values of a token stand out tenfold, 1.4e-2 where they do fifty-fold.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::layout::{TILE_COLS, TILE_ROWS, TileFormat, TiledMatrix};
 use super::unpack::halves;
 use crate::kernels::cpu::columns::Columns;
 use crate::kernels::cpu::parallel;
 
-/// Most tokens at once.
-pub(super) const MAX_TOKENS: usize = 4;
+/// Most tokens that are multiplied this way: beyond, a panel in bf16 is as fast and more exact.
+pub(super) const MAX_TOKENS: usize = 16;
+/// Tokens that share a pass over a row of tiles: more would not find registers for their sums.
+const GROUP: usize = 4;
 /// Bytes of weights that one task reads at least: less would not outweigh its cost.
 const TASK_BYTES: usize = 64 << 10;
 
@@ -22,18 +25,27 @@ pub(super) fn forward(x: &[f32], weight: &TiledMatrix, y: &mut [f32]) {
     let y = Columns::new(y, weight.rows());
     let row_bytes = weight.tile_cols() * weight.format().tile_bytes();
     let task_rows = TASK_BYTES.div_ceil(row_bytes);
-    let multiply = match tokens {
-        1 => multiply::<1>,
-        2 => multiply::<2>,
-        3 => multiply::<3>,
-        _ => multiply::<MAX_TOKENS>,
-    };
     parallel::for_each(weight.tile_rows().div_ceil(task_rows), |task| {
         for tile_row in task * task_rows..weight.tile_rows().min((task + 1) * task_rows) {
-            // SAFETY: whoever made a tiled matrix has found the instructions; this task alone writes these columns.
-            unsafe { multiply(&blocks, weight, tile_row, &y) };
+            for group in groups(tokens) {
+                let blocks = &blocks[group.start * weight.tile_cols()..group.end * weight.tile_cols()];
+                let multiply = match group.len() {
+                    1 => multiply::<1>,
+                    2 => multiply::<2>,
+                    3 => multiply::<3>,
+                    _ => multiply::<GROUP>,
+                };
+                // SAFETY: whoever made a tiled matrix has found the instructions; this task alone writes these columns.
+                unsafe { multiply(blocks, weight, tile_row, &y, group.start) };
+            }
         }
     });
+}
+
+/// Tokens in groups of at most [`GROUP`], as equal as can be.
+fn groups(tokens: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = tokens.div_ceil(GROUP);
+    (0..count).map(move |group| group * tokens / count..(group + 1) * tokens / count)
 }
 
 /// 32 values of a token: their quants, or bf16 pairs, and what a sum of them is multiplied with.
@@ -47,21 +59,26 @@ struct Block {
     sum: i32,
 }
 
-/// Blocks of all tokens, `[tile_cols][tokens]`.
+/// Blocks of all tokens, group after group: `[tile_cols, tokens of the group]` each.
 fn quantize(x: &[f32], weight: &TiledMatrix) -> Vec<Block> {
-    let tokens = x.len() / weight.cols();
-    let mut blocks = vec![Block { dwords: [0; 16], scale: 0.0, sum: 0 }; weight.tile_cols() * tokens];
-    for (token, x) in x.chunks_exact(weight.cols()).enumerate() {
-        for (block, values) in blocks.iter_mut().skip(token).step_by(tokens).zip(x.chunks(TILE_COLS)) {
-            let mut padded = [0.0; TILE_COLS];
-            padded[..values.len()].copy_from_slice(values);
-            // SAFETY: whoever made a tiled matrix has found the instructions.
-            *block = unsafe {
-                match weight.format() {
-                    TileFormat::Bf16 => rounded(&padded),
-                    TileFormat::Nibbles | TileFormat::Bytes => quantized(&padded),
-                }
-            };
+    let (cols, tile_cols) = (weight.cols(), weight.tile_cols());
+    let tokens = x.len() / cols;
+    let mut blocks = vec![Block { dwords: [0; 16], scale: 0.0, sum: 0 }; tile_cols * tokens];
+    for group in groups(tokens) {
+        let blocks = &mut blocks[group.start * tile_cols..group.end * tile_cols];
+        for (index, token) in group.clone().enumerate() {
+            let values = x[token * cols..(token + 1) * cols].chunks(TILE_COLS);
+            for (block, values) in blocks.iter_mut().skip(index).step_by(group.len()).zip(values) {
+                let mut padded = [0.0; TILE_COLS];
+                padded[..values.len()].copy_from_slice(values);
+                // SAFETY: whoever made a tiled matrix has found the instructions.
+                *block = unsafe {
+                    match weight.format() {
+                        TileFormat::Bf16 => rounded(&padded),
+                        TileFormat::Nibbles | TileFormat::Bytes => quantized(&padded),
+                    }
+                };
+            }
         }
     }
     blocks
@@ -97,12 +114,18 @@ unsafe fn quantized(values: &[f32; TILE_COLS]) -> Block {
     }
 }
 
-/// Outputs of one row of tiles.
+/// Outputs of one row of tiles for the tokens from `first_token` on.
 ///
 /// # Safety
 /// The processor has AVX-512 with bf16 and VNNI; nobody else touches these columns of `y`.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx512vnni")]
-unsafe fn multiply<const T: usize>(blocks: &[Block], weight: &TiledMatrix, tile_row: usize, y: &Columns<'_>) {
+unsafe fn multiply<const T: usize>(
+    blocks: &[Block],
+    weight: &TiledMatrix,
+    tile_row: usize,
+    y: &Columns<'_>,
+    first_token: usize,
+) {
     let format = weight.format();
     let tiles = weight.tile_row(tile_row);
     let mut sums = [[_mm512_setzero_ps(); 2]; T];
@@ -123,7 +146,7 @@ unsafe fn multiply<const T: usize>(blocks: &[Block], weight: &TiledMatrix, tile_
     for (token, sums) in sums.iter().enumerate() {
         // SAFETY: as the caller promises; the mask keeps the store inside the slice.
         unsafe {
-            let out = y.slice(token, first, count);
+            let out = y.slice(first_token + token, first, count);
             _mm512_mask_storeu_ps(out.as_mut_ptr(), ((1u32 << count) - 1) as u16, _mm512_add_ps(sums[0], sums[1]));
         }
     }
