@@ -37,6 +37,9 @@ def write_gguf(source, target, file_type):
 def main():
     import llama_cpp as ll
 
+    # It tells of every tensor else.
+    silent = ll.llama_log_callback(lambda level, text, user_data: None)
+    ll.llama_log_set(silent, None)
     source, folder = sys.argv[1:]
     os.makedirs(folder, exist_ok=True)
     write_hf(source, os.path.join(folder, "hf"))

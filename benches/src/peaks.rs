@@ -11,14 +11,16 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-/// Runs of each loop, of which the best counts.
-const RUNS: usize = 3;
+/// Runs of each loop, of which the best counts: many short ones, so that some are not interrupted on a machine that does other things too.
+const RUNS: usize = 100;
+/// The same over the memory, where one run is longer.
+const MEMORY_RUNS: usize = 20;
 /// Bytes that are read to measure the memory: several times the caches.
 const MEMORY_BYTES: usize = 256 << 20;
 /// Independent sums, more than the latency of an instruction times its throughput anywhere.
 const SUMS: usize = 16;
-/// Instructions of one sum in one run: tens of milliseconds.
-const ROUNDS: u64 = 4_000_000;
+/// Instructions of one sum in one run: a few milliseconds.
+const ROUNDS: u64 = 1_000_000;
 
 /// The peaks of some threads together.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -64,7 +66,7 @@ struct Loop {
 }
 
 fn gflops(threads: usize, work: Loop) -> f64 {
-    let seconds = best_seconds(threads, |_| {
+    let seconds = best_seconds(threads, RUNS, |_| {
         black_box((work.run)(black_box(ROUNDS)));
     });
     (threads as u64 * ROUNDS * SUMS as u64 * work.flop) as f64 / seconds / 1e9
@@ -73,31 +75,30 @@ fn gflops(threads: usize, work: Loop) -> f64 {
 fn memory_gb_per_s(threads: usize) -> f64 {
     let memory = vec![1u64; MEMORY_BYTES / 8];
     let part = memory.len() / threads;
-    let seconds = best_seconds(threads, |thread| {
+    let seconds = best_seconds(threads, MEMORY_RUNS, |thread| {
         black_box(sum(&memory[thread * part..(thread + 1) * part]));
     });
     (threads * part * 8) as f64 / seconds / 1e9
 }
 
-/// The shortest time in which all threads have done `work` once.
-fn best_seconds(threads: usize, work: impl Fn(usize) + Sync) -> f64 {
+/// Seconds of the shortest of several runs, each as long as the slowest of its threads, which start together.
+fn best_seconds(threads: usize, runs: usize, work: impl Fn(usize) + Sync) -> f64 {
     let barrier = Barrier::new(threads);
-    let one = |thread: usize| {
-        let time = || {
-            barrier.wait();
-            let started = Instant::now();
-            work(thread);
-            barrier.wait();
-            started.elapsed().as_secs_f64()
-        };
-        (0..RUNS).map(|_| time()).fold(f64::INFINITY, f64::min)
+    let run = |thread: usize| {
+        barrier.wait();
+        let started = Instant::now();
+        work(thread);
+        started.elapsed().as_secs_f64()
     };
-    std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|thread| scope.spawn(move || one(thread))).collect();
-        let mine = one(0);
-        let theirs = others.into_iter().map(|other| other.join().unwrap_or(f64::INFINITY));
-        theirs.fold(mine, f64::max)
-    })
+    let all = |thread: usize| (0..runs).map(|_| run(thread)).collect::<Vec<f64>>();
+    let times: Vec<Vec<f64>> = std::thread::scope(|scope| {
+        let started: Vec<_> = (0..threads).map(|thread| scope.spawn(move || all(thread))).collect();
+        // A thread that failed has no times, and so no run.
+        started.into_iter().map(|thread| thread.join().unwrap_or_default()).collect()
+    });
+    let slowest =
+        |run: usize| times.iter().map(|times| times.get(run).copied().unwrap_or(f64::INFINITY)).fold(0.0, f64::max);
+    (0..runs).map(slowest).fold(f64::INFINITY, f64::min)
 }
 
 /// Multiply-adds of plain code, as the compiler makes them for any processor of this kind.

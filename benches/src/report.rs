@@ -3,6 +3,7 @@
 //! No other file of this crate prints to standard output; what is going on is told on standard error.
 #![allow(clippy::print_stdout)]
 
+use std::process::ExitCode;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -60,6 +61,17 @@ impl Report {
             println!("{}\n\n{}\n\ntotal time {total_seconds:.1} s", machine.text(), text().trim_end());
         }
         Ok(())
+    }
+}
+
+/// Ends a program: with its error, the causes behind it, on standard error, if it has one.
+pub fn exit(outcome: anyhow::Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Keeps the times of all operations, and shows what has changed against those that were kept.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -8,7 +9,7 @@ use clap::{Parser, ValueEnum};
 use mynah_benches::machine::Machine;
 use mynah_benches::model::{self, PrecisionArgs};
 use mynah_benches::ops::{Pass, ops};
-use mynah_benches::report::{OutputArgs, Report, now_unix_s, table};
+use mynah_benches::report::{self, OutputArgs, Report, now_unix_s, table};
 use mynah_benches::spread::Spread;
 use serde::{Deserialize, Serialize};
 
@@ -80,7 +81,11 @@ struct Outcome {
     before: Option<Baseline>,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    report::exit(run())
+}
+
+fn run() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let report = Report::start("baseline", arguments.output);
     let file = arguments.file.unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/baseline.json").into());

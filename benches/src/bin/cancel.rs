@@ -1,12 +1,13 @@
 //! How long a step goes on after it was told to stop.
 
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::Parser;
 use mynah::learn::{LearnError, Method, Sequential};
 use mynah_benches::model::{self, ModelArgs, PrecisionArgs, random_ids, stories260k};
-use mynah_benches::report::{OutputArgs, Report};
+use mynah_benches::report::{self, OutputArgs, Report};
 use mynah_benches::spread::quantile;
 use mynah_benches::steps::{Learning, Rows};
 use mynah_models::{ComputeError, Model, Stop};
@@ -66,7 +67,11 @@ struct Outcome {
     goal_seconds: f64,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    report::exit(run())
+}
+
+fn run() -> anyhow::Result<()> {
     let mut arguments = Arguments::parse();
     let report = Report::start("cancel", arguments.output);
     if arguments.smoke {

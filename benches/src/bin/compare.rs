@@ -1,14 +1,14 @@
 //! Races Mynah and its peers in alternation on this machine.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use mynah_benches::model::{ModelArgs, PrecisionArgs, random_ids, stories260k};
 use mynah_benches::peers::Environment;
 use mynah_benches::race::{Side, SideResult, first_token_seconds, race};
-use mynah_benches::report::{OutputArgs, Report, table};
+use mynah_benches::report::{self, OutputArgs, Report, table};
 use mynah_benches::spread::Spread;
 use mynah_benches::worker::{self, Kind, Workload};
 use mynah_models::ModelConfig;
@@ -134,7 +134,11 @@ struct RaceOutcome {
     goal: f64,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    report::exit(run())
+}
+
+fn run() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     match arguments.command {
         Some(Action::Worker { file, precision }) => worker::serve(&file, &precision.device()),

@@ -1,12 +1,13 @@
 //! Holds each operation against what the machine can do at best.
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 use mynah_benches::model::{self, PrecisionArgs};
 use mynah_benches::ops::{Op, Pass, ops};
 use mynah_benches::peaks::Peaks;
-use mynah_benches::report::{OutputArgs, Report, table};
+use mynah_benches::report::{self, OutputArgs, Report, table};
 use mynah_benches::spread::Spread;
 use serde::Serialize;
 
@@ -62,7 +63,11 @@ struct Measured {
     share_of_roof: f64,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    report::exit(run())
+}
+
+fn run() -> anyhow::Result<()> {
     let mut arguments = Arguments::parse();
     let report = Report::start("roofline", arguments.output);
     if arguments.smoke {

@@ -1,6 +1,7 @@
 //! What a learning step costs: with few and with many records in the store, and I-LoRA beside plain LoRA.
 
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -10,7 +11,7 @@ use mynah::learn::{Examples, Ilora, Method, Sequential};
 use mynah::session::{Interaction, LearnRequest, PromptFormat};
 use mynah::{Budget, Session};
 use mynah_benches::model::{self, ModelArgs, PrecisionArgs, stories260k};
-use mynah_benches::report::{OutputArgs, Report, table};
+use mynah_benches::report::{self, OutputArgs, Report, table};
 use mynah_benches::spread::Spread;
 use mynah_benches::steps::{Learning, Rows};
 use mynah_models::Stop;
@@ -82,7 +83,11 @@ struct IloraCost {
     ratio: Spread,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    report::exit(run())
+}
+
+fn run() -> anyhow::Result<()> {
     let mut arguments = Arguments::parse();
     let report = Report::start("steptime", arguments.output);
     if arguments.smoke {
