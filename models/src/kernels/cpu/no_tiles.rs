@@ -1,32 +1,34 @@
 //! Stands in for tiles on processors that nothing is written for: there are none, and `Precision::Fast` is `Precision::Exact`.
 
+use std::convert::Infallible;
+
 use crate::quant::{PackedMatrix, TensorType};
 
 /// A matrix that cannot be made.
-pub(crate) enum TiledMatrix {}
+pub(crate) struct TiledMatrix(Infallible);
 
 /// An arena that cannot be made.
-pub(crate) enum TileArena {}
+pub(crate) struct TileArena(Infallible);
 
 pub(crate) fn is_available() -> bool {
     false
 }
 
 pub(crate) fn forward(_x: &[f32], weight: &TiledMatrix, _y: &mut [f32]) {
-    match *weight {}
+    match weight.0 {}
 }
 
 pub(crate) fn backward(_dy: &[f32], weight: &TiledMatrix, _dx: &mut [f32]) {
-    match *weight {}
+    match weight.0 {}
 }
 
 impl TiledMatrix {
     pub(crate) fn rows(&self) -> usize {
-        match *self {}
+        match self.0 {}
     }
 
     pub(crate) fn cols(&self) -> usize {
-        match *self {}
+        match self.0 {}
     }
 }
 
@@ -38,10 +40,10 @@ impl TileArena {
     }
 
     pub(crate) fn tile(&self, _matrix: &PackedMatrix) -> TiledMatrix {
-        match *self {}
+        match self.0 {}
     }
 
     pub(crate) fn seal(self) -> std::io::Result<()> {
-        match self {}
+        match self.0 {}
     }
 }

@@ -177,7 +177,7 @@ fn pack_row(matrix: &PackedMatrix, row: usize, lane: usize, tiles: &mut [u8]) {
         TensorType::Q4_0 => {
             for (tile, [d0, d1, quants @ ..]) in tiles.zip(bytes.as_chunks::<18>().0) {
                 let scale = half::f16::from_le_bytes([*d0, *d1]);
-                // The centre goes into the minimum: eight times an f16 is one, too.
+                // The centre goes into the minimum, without loss: eight times an f16 is one, too, up to a scale of 8188.
                 let minimum = half::f16::from_f32(-8.0 * scale.to_f32());
                 put(tile, lane, [scale.to_le_bytes(), minimum.to_le_bytes()], quants.as_chunks().0);
             }
