@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use mynah::session::Phase;
 use mynah::{Learner, Session, SessionBuilder};
+use mynah_models::Model;
 use mynah_models::weights::Gguf;
 
 use crate::error::CliError;
@@ -49,14 +50,22 @@ pub(crate) fn gguf(model: &str) -> Result<Arc<Gguf>, CliError> {
     })
 }
 
+/// The model alone, on the device that was asked for. What there is to say about the device, is logged.
+pub(crate) fn model(model: &str, options: &Options) -> Result<Model, CliError> {
+    Ok(Model::load(&gguf(model)?, &mynah::device::open(device(options)).device)?)
+}
+
+fn device(options: &Options) -> mynah::DeviceChoice {
+    match options.device {
+        DeviceChoice::Cpu => mynah::DeviceChoice::Cpu,
+        DeviceChoice::Gpu => mynah::DeviceChoice::Gpu,
+    }
+}
+
 /// A builder with the model, the device and the seed set.
 pub(crate) fn builder(model: &str, options: &Options) -> Result<SessionBuilder, CliError> {
     let builder = Session::builder(gguf(model)?);
-    let device = match options.device {
-        DeviceChoice::Cpu => mynah::DeviceChoice::Cpu,
-        DeviceChoice::Gpu => mynah::DeviceChoice::Gpu,
-    };
-    Ok(builder.device(device).seed(options.seed))
+    Ok(builder.device(device(options)).seed(options.seed))
 }
 
 /// Opens the session and lets Ctrl-C cancel what it does. What the session has to say about its device, it logs.
