@@ -69,6 +69,6 @@ pub use nn::{KvCache, Stop};
 pub use precision::Precision;
 pub use projection::Projection;
 pub use quant::{PackedMatrix, TensorType};
-pub use tape::Tape;
+pub use tape::{Tape, TapeMemory};
 pub use tokenizer::{ParseSpecial, Tokenizer, TokenizerError};
 pub use weights::{Gguf, Metadata, TensorInfo};

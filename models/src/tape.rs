@@ -10,7 +10,9 @@ use burn::tensor::{Gradients, Tensor};
 
 use crate::batch::TokenBatch;
 use crate::compute_error::ComputeError;
+use crate::config::ModelConfig;
 use crate::device_adapter::DeviceAdapter;
+use crate::kernels::cpu::head_loss;
 use crate::model::Model;
 use crate::nn::{Pass, Stop, tracked};
 use crate::ops::{RopeAngles, embedding, pull_back};
@@ -33,9 +35,9 @@ pub struct Tape<'a> {
 #[derive(Debug)]
 enum Recorded {
     /// With its activations.
-    Whole(LayerGraph),
+    Whole(Box<LayerGraph>),
     /// Only what went in, `[tokens, hidden_size]`.
-    Input(Tensor<2>),
+    Input(Box<Tensor<2>>),
 }
 
 /// A layer's own graph: from its input and its branches to its output.
@@ -128,8 +130,8 @@ impl<'a> Tape<'a> {
                 continue;
             };
             let graph = match recorded {
-                Recorded::Whole(graph) => graph,
-                Recorded::Input(input) => self.graph(layer, input)?,
+                Recorded::Whole(graph) => *graph,
+                Recorded::Input(input) => self.graph(layer, *input)?,
             };
             self.check_stop()?;
             let gradients = pull_back(graph.output, d_output).backward();
@@ -160,11 +162,11 @@ impl<'a> Tape<'a> {
         if is_kept {
             let graph = self.graph(layer, x)?;
             let output = graph.output.clone().inner();
-            self.layers.push(Recorded::Whole(graph));
+            self.layers.push(Recorded::Whole(Box::new(graph)));
             return Ok(output);
         }
         let output = self.apply(layer, x.clone(), self.adapter)?;
-        self.layers.push(Recorded::Input(x));
+        self.layers.push(Recorded::Input(Box::new(x)));
         Ok(output)
     }
 
@@ -180,6 +182,50 @@ impl<'a> Tape<'a> {
         let (lengths, angles) = (Arc::clone(&self.lengths), self.angles.clone());
         let mut pass = Pass { lengths, angles, adapter: Some(adapter), cache: None, stop: self.stop };
         self.model.decoder().layers[layer].forward(x, layer, &mut pass)
+    }
+}
+
+/// What a [`Tape`] over some tokens takes, on the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TapeMemory {
+    /// Bytes of the inputs of all layers, which are always kept.
+    pub inputs_bytes: u64,
+    /// Bytes that each layer takes whose activations are kept, beside its input.
+    pub layer_bytes: u64,
+    /// Bytes that are in use only for a while: what a layer needs beyond what it keeps, or the head's logits.
+    pub passing_bytes: u64,
+}
+
+impl TapeMemory {
+    /// What a pass of `tokens` tokens takes, with branches of rank `rank` on every projection.
+    pub fn of(config: &ModelConfig, rank: usize, tokens: usize) -> Self {
+        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        let queries = config.num_attention_heads * config.head_dim;
+        let keys = config.num_key_value_heads * config.head_dim;
+        let normed_heads = if config.qk_norm { queries + keys } else { 0 };
+        // Queries, keys, values and what attention makes of them, the sum with the input, gate and up; norms and the gated
+        // activation are computed again.
+        let kept = 2 * queries + 2 * keys + normed_heads + hidden + 2 * intermediate + 7 * rank;
+        // Going back: normed inputs, the activation, and gradients of about as much as was kept.
+        let in_hand = kept + 2 * hidden + 3 * intermediate;
+        let bytes = |floats: usize| 4 * (floats * tokens) as u64;
+        Self {
+            inputs_bytes: bytes(hidden * config.num_hidden_layers),
+            layer_bytes: bytes(kept),
+            passing_bytes: bytes(kept + in_hand).max(head_loss::LOGITS_BYTES as u64 + bytes(4 * hidden)),
+        }
+    }
+
+    /// Bytes at the most, if `kept_layers` layers keep their activations.
+    pub fn total_bytes(&self, kept_layers: usize) -> u64 {
+        self.inputs_bytes + kept_layers as u64 * self.layer_bytes + self.passing_bytes
+    }
+
+    /// How many of `layers` layers may keep their activations within `budget_bytes`. Even with none of them a pass needs
+    /// [`Self::total_bytes`] of 0.
+    pub fn kept_layers(&self, layers: usize, budget_bytes: u64) -> usize {
+        let left = budget_bytes.saturating_sub(self.total_bytes(0));
+        layers.min((left / self.layer_bytes.max(1)) as usize)
     }
 }
 

@@ -14,14 +14,15 @@ pub enum DeviceChoice {
 
 /// A device, and what there is to say about how it was chosen.
 #[derive(Debug, Clone)]
-pub(crate) struct Opened {
-    pub(crate) device: ComputeDevice,
+pub struct Opened {
+    /// The device.
+    pub device: ComputeDevice,
     /// One line, where the device is not the one that was asked for.
-    pub(crate) notice: Option<String>,
+    pub notice: Option<String>,
 }
 
 /// Opens the device of `choice`. A missing GPU is no error: it means the CPU, a warning in the log and a notice.
-pub(crate) fn open(choice: DeviceChoice, precision: Precision) -> Opened {
+pub fn open(choice: DeviceChoice, precision: Precision) -> Opened {
     let cpu = || ComputeDevice::cpu().with_precision(precision);
     match choice {
         DeviceChoice::Cpu => Opened { device: cpu(), notice: None },

@@ -1,5 +1,6 @@
 //! Continual-learning methods: what holds for all of them, and what holds between two.
 
+use mynah::budget::estimate;
 use mynah::learn::methods::ContinualMethod;
 use mynah::learn::{
     Batch, Cadence, ConsistencyForm, Er, HiddenLayers, Ilora, LearnError, LearnerState, Method, Moment,
@@ -248,6 +249,29 @@ fn activations_kept_or_computed_again_give_the_same_bits() {
     for kept_layers in 0..layers {
         let found = gradients(kept_layers);
         assert!(found.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits()), "{kept_layers} layers kept");
+    }
+}
+
+#[test]
+fn a_memory_budget_changes_no_bit_of_a_step() {
+    let model = model();
+    let after_two_steps = |memory_bytes| {
+        let mut state = fresh(&model);
+        let trainer = Trainer::new(&model, Method::default(), config()).memory_budget(memory_bytes);
+        for steps_done in 1..=2 {
+            let (new, replayed) = (rows(1), rows(2));
+            let rows = StepRows { new: as_rows(&new), replayed: as_rows(&replayed) };
+            trainer.step(&mut state, &rows, Moment { steps_done, steps_total: 2 }, &Stop::new()).unwrap();
+        }
+        bits(&state)
+    };
+    let without = after_two_steps(u64::MAX);
+    let layout = fresh(&model).fast.layout().clone();
+    let kept = |memory_bytes| estimate(model.config(), &layout, 54, memory_bytes).kept_layers;
+    let half = (0..64).map(|step| step << 18).find(|bytes| kept(*bytes) == model.config().num_hidden_layers / 2);
+    for memory_bytes in [0, half.expect("a budget for half of the layers")] {
+        assert!(kept(memory_bytes) < model.config().num_hidden_layers);
+        assert!(after_two_steps(memory_bytes) == without, "{memory_bytes} bytes");
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 use mynah_models::adapter::Adapter;
-use mynah_models::{ComputeError, DeviceAdapter, Model, Stop, Tape, TokenBatch};
+use mynah_models::{ComputeError, DeviceAdapter, Model, Stop, Tape, TapeMemory, TokenBatch};
 
 use super::batch::{Batch, Row, split};
 use super::loss;
@@ -25,12 +25,13 @@ pub struct Learners<'a> {
     /// The slow learner's states of all of them.
     slow_states: OnceCell<Vec<Tensor<2>>>,
     are_equal: bool,
+    activation_bytes: u64,
     forward_passes: Cell<u64>,
 }
 
 impl<'a> Learners<'a> {
     /// Brings `fast` to the model's device, and `slow` where a method asks for it and it differs. `replayed` are the rows
-    /// that the slow learner may be asked about.
+    /// that the slow learner may be asked about; a pass of the fast one keeps what fits `activation_bytes`.
     ///
     /// # Errors
     /// [`ComputeError::AdapterShape`] for an adapter of another model.
@@ -39,13 +40,14 @@ impl<'a> Learners<'a> {
         fast: &Adapter,
         slow: Option<&Adapter>,
         replayed: &[Row<'_>],
+        activation_bytes: u64,
     ) -> Result<Self, ComputeError> {
         let are_equal = slow.is_some_and(|slow| slow.values() == fast.values());
         let slow = slow.filter(|_| !are_equal).map(|slow| model.upload(slow)).transpose()?;
         let tokens_of = |part: Vec<Row<'_>>| TokenBatch::packed(&part.iter().map(|row| row.tokens).collect::<Vec<_>>());
         let replayed = split(replayed, SLOW_PASS_TOKENS).into_iter().map(tokens_of).collect::<Result<_, _>>()?;
         let (fast, slow_states, forward_passes) = (model.upload(fast)?, OnceCell::new(), Cell::new(0));
-        Ok(Self { model, fast, slow, replayed, slow_states, are_equal, forward_passes })
+        Ok(Self { model, fast, slow, replayed, slow_states, are_equal, activation_bytes, forward_passes })
     }
 
     /// Whether the two adapters have the same values: then their hidden states differ by rounding at most, and nothing
@@ -70,7 +72,10 @@ impl<'a> Learners<'a> {
     /// [`ComputeError`], a cancel through `stop` included.
     pub fn fast<'s>(&'s self, batch: &Batch, depths: &[usize], stop: &'s Stop) -> Result<Tape<'s>, ComputeError> {
         self.count_pass();
-        self.model.record(&batch.tokens, depths, &self.fast, self.num_hidden_layers(), stop)
+        let (layers, tokens) = (self.num_hidden_layers(), batch.tokens.ids().len());
+        let memory = TapeMemory::of(self.model.config(), self.fast.rank(), tokens);
+        let kept_layers = memory.kept_layers(layers, self.activation_bytes);
+        self.model.record(&batch.tokens, depths, &self.fast, kept_layers, stop)
     }
 
     /// Hidden states of the slow learner over some of the tokens of the step's replayed rows, constants to gradients. All of

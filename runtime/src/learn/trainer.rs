@@ -10,6 +10,10 @@ use super::learners::Learners;
 use super::methods::{ContinualMethod, Loss, MicroBatch, Moment, SettingError, StepTotals};
 use super::optimizer::{AdamW, OptimizerConfig, clip};
 
+/// What the passes of a step may take by default, beside model, adapters and moments: enough to compute nothing again in
+/// micro-batches of the default size.
+pub const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
+
 /// Everything that a step changes. Lives on the host, in f32; the device only ever has copies.
 #[derive(Debug, Clone)]
 pub struct LearnerState {
@@ -110,12 +114,20 @@ pub struct Trainer<'a, M> {
     model: &'a Model,
     method: M,
     config: TrainerConfig,
+    memory_bytes: u64,
 }
 
 impl<'a, M: ContinualMethod> Trainer<'a, M> {
     /// A trainer of adapters for `model`.
     pub fn new(model: &'a Model, method: M, config: TrainerConfig) -> Self {
-        Self { model, method, config }
+        Self { model, method, config, memory_bytes: DEFAULT_MEMORY_BYTES }
+    }
+
+    /// Bounds what the passes of a step may take beside model, adapters and moments. Activations that do not fit are computed
+    /// again on the way back: that takes up to a third more time and gives the same bits. A pass that needs more even then
+    /// takes what it needs. Default [`DEFAULT_MEMORY_BYTES`].
+    pub fn memory_budget(self, bytes: u64) -> Self {
+        Self { memory_bytes: bytes, ..self }
     }
 
     /// Takes one step: changes `state` as a whole, or not at all.
@@ -133,15 +145,20 @@ impl<'a, M: ContinualMethod> Trainer<'a, M> {
     ) -> Result<StepLog, LearnError> {
         let micro_batches = self.micro_batches(rows)?;
         let slow = self.method.asks_slow().then_some(&state.slow);
-        let learners = Learners::upload(self.model, &state.fast, slow, &rows.replayed)?;
-        let mut gradient = vec![0.0; state.fast.values().len()];
+        let learners = Learners::upload(self.model, &state.fast, slow, &rows.replayed, self.memory_bytes)?;
+        let mut gradient: Option<Vec<f32>> = None;
         let mut measured = Measured::default();
         for micro in &micro_batches {
             let loss = self.method.loss(&learners, micro, stop)?;
             measured.add(self.read(&loss)?);
-            add(&mut gradient, &loss.tape.gradients(&loss.total)?);
+            let part = loss.tape.gradients(&loss.total)?;
+            match &mut gradient {
+                Some(gradient) => add(gradient, &part),
+                None => gradient = Some(part),
+            }
             stop.check()?;
         }
+        let mut gradient = gradient.unwrap_or_else(|| vec![0.0; state.fast.values().len()]);
         let grad_norm = clip(&mut gradient, self.config.optimizer.max_grad_norm);
         check_finite(moment, measured.loss, grad_norm)?;
         let rate = self.config.optimizer.learning_rate_at(state.optimizer.steps());

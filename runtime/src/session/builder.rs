@@ -18,7 +18,7 @@ use super::wording::Wording;
 use super::{Learner, Session};
 use crate::device::{self, DeviceChoice};
 use crate::learn::methods::ContinualMethod;
-use crate::learn::{AdamW, History, LearnerState, Method, TrainerConfig};
+use crate::learn::{AdamW, DEFAULT_MEMORY_BYTES, History, LearnerState, Method, TrainerConfig};
 use crate::replay::Policy;
 
 /// The model of a session: a file, or one that was opened before.
@@ -72,6 +72,7 @@ pub struct SessionBuilder {
     pub(super) memory_policy: Policy,
     pub(super) memory_examples: u32,
     pub(super) commit_every_steps: u64,
+    pub(super) memory_bytes: u64,
 }
 
 impl SessionBuilder {
@@ -92,6 +93,7 @@ impl SessionBuilder {
             memory_policy: Policy::BalancedReservoir { floor: 10 },
             memory_examples: 500,
             commit_every_steps: 1,
+            memory_bytes: DEFAULT_MEMORY_BYTES,
         }
     }
 
@@ -183,6 +185,13 @@ impl SessionBuilder {
         self
     }
 
+    /// Bytes that the passes of a step may take beside model, adapters and moments; what does not fit is computed again, with
+    /// the same results to the bit. [`budget::estimate`](crate::budget::estimate) tells what is needed. Default 512 MiB.
+    pub fn memory_budget(mut self, bytes: u64) -> Self {
+        self.memory_bytes = bytes;
+        self
+    }
+
     /// Loads the model, opens the store and takes up where its newest revision ends.
     ///
     /// # Errors
@@ -225,6 +234,7 @@ impl SessionBuilder {
             method: self.method,
             trainer: self.trainer,
             commit_every_steps: self.commit_every_steps,
+            memory_bytes: self.memory_bytes,
         })
     }
 

@@ -187,8 +187,8 @@ impl Session {
     }
 
     fn train(&mut self, run: &Run, rows: &StepRows<'_>) -> Result<StepLog, LearnError> {
-        let Self { model, state, control, threads, .. } = self;
-        let trainer = Trainer::new(model, run.settings.method, run.settings.trainer);
+        let Self { model, state, control, threads, memory_bytes, .. } = self;
+        let trainer = Trainer::new(model, run.settings.method, run.settings.trainer).memory_budget(*memory_bytes);
         threads.run(|| trainer.step(state, rows, run.next_moment(), control.stop()))
     }
 

@@ -77,21 +77,20 @@ pub(crate) fn backward(
             share
         })
         .collect();
-    let by_sequence: Vec<_> = heads.chunks(geometry.heads).zip(shares.chunks(geometry.heads)).collect();
     for (which, gradient) in [dk, dv].into_iter().enumerate() {
-        add_shares(geometry, &by_sequence, which, gradient);
+        add_shares(geometry, &heads, &shares, which, gradient);
     }
 }
 
 /// The gradient of keys (0) or values (1): the sum of what every head of a sequence gives, in order.
-fn add_shares(geometry: &Geometry, by_sequence: &[(&[Head<'_>], &[[Vec<f32>; 2]])], which: usize, out: &mut [f32]) {
+fn add_shares(geometry: &Geometry, heads: &[Head<'_>], shares: &[[Vec<f32>; 2]], which: usize, out: &mut [f32]) {
     let dim = geometry.head_dim;
     let width = geometry.key_value_heads * dim;
     let mut rest = out;
-    let mut sequences = Vec::with_capacity(by_sequence.len());
-    for (heads, shares) in by_sequence {
+    let mut sequences = Vec::new();
+    for (heads, shares) in heads.chunks(geometry.heads).zip(shares.chunks(geometry.heads)) {
         let (of_sequence, after) = rest.split_at_mut(heads[0].tokens.len() * width);
-        sequences.push((of_sequence, *heads, *shares));
+        sequences.push((of_sequence, heads, shares));
         rest = after;
     }
     sequences.into_par_iter().for_each(|(out, heads, shares)| {

@@ -10,7 +10,7 @@ use crate::nn::Stop;
 
 /// Most bytes of logits at a time. Also bounds how long it takes until a stop is seen: a product of 64 positions with a
 /// vocabulary of 50,000 and a width of 576 takes some 20 ms on two cores.
-const LOGITS_BYTES: usize = 12 << 20;
+pub(crate) const LOGITS_BYTES: usize = 12 << 20;
 
 /// Negative log-likelihood of each position's target in nats, and where `gradient` is given, d nll / d hidden.
 ///
