@@ -171,7 +171,7 @@ fn lora_linear_both(tokens: usize, shape: [usize; 2], device: &ComputeDevice) ->
 }
 
 fn attention_batch(tokens: usize) -> [Op; 2] {
-    let geometry = Geometry::of_batch(1, tokens, HEADS, KEY_VALUE_HEADS, HEAD_DIM);
+    let geometry = move || Geometry::of_batch([tokens].into(), HEADS, KEY_VALUE_HEADS, HEAD_DIM);
     let (query_width, key_width) = (HEADS * HEAD_DIM, KEY_VALUE_HEADS * HEAD_DIM);
     let inputs = || (noise(tokens, query_width), noise(tokens, key_width), noise(tokens, key_width));
     // Causal: half of the products, of two matrix products forwards and five backwards, scores computed again.
@@ -180,12 +180,12 @@ fn attention_batch(tokens: usize) -> [Op; 2] {
     let (q, k, v) = inputs();
     let forward = op("attention forward".to_owned(), tokens, 2 * one_product, 4 * values, move || {
         let (q, k, v) = (q.clone(), k.clone(), v.clone());
-        timed(|| attention(q, k, v, geometry))
+        timed(|| attention(q, k, v, geometry()))
     });
     let (q, k, v) = inputs();
     let backward = op("attention backward".to_owned(), tokens, 5 * one_product, 8 * values, move || {
         let (q, k, v) = (tracked(&q), tracked(&k), tracked(&v));
-        timed_backward(|| attention(q, k, v, geometry))
+        timed_backward(|| attention(q, k, v, geometry()))
     });
     [forward, backward]
 }
@@ -194,7 +194,7 @@ fn attention_batch(tokens: usize) -> [Op; 2] {
 fn attention_cached(tokens: usize) -> Op {
     let past = if tokens == 1 { 128 } else { 0 };
     let room = past + tokens;
-    let geometry = Geometry::of_cache(tokens, past, room, HEADS, KEY_VALUE_HEADS, HEAD_DIM);
+    let geometry = Geometry::of_cache([tokens].into(), past, room, HEADS, KEY_VALUE_HEADS, HEAD_DIM);
     let query_width = HEADS * HEAD_DIM;
     let q = noise(tokens, query_width);
     let (k, v) = (noise(KEY_VALUE_HEADS * room, HEAD_DIM), noise(KEY_VALUE_HEADS * room, HEAD_DIM));
@@ -202,7 +202,7 @@ fn attention_cached(tokens: usize) -> Op {
     let bytes = 4 * (2 * tokens * query_width + 2 * KEY_VALUE_HEADS * room * HEAD_DIM);
     op(format!("attention over a cache of {room}"), tokens, 4 * pairs * query_width, bytes, move || {
         let (q, k, v) = (q.clone(), k.clone(), v.clone());
-        timed(|| attention(q, k, v, geometry))
+        timed(|| attention(q, k, v, geometry.clone()))
     })
 }
 

@@ -94,7 +94,7 @@ impl Model {
     /// Hidden states after the final norm.
     ///
     /// # Shapes
-    /// Result `[rows · cols, hidden_size]`, the rows of the batch one after another.
+    /// Result `[tokens, hidden_size]`, the sequences of the batch one after another.
     ///
     /// # Errors
     /// [`ComputeError::Cancelled`], [`ComputeError::TokenOutOfRange`], [`ComputeError::ContextFull`].
@@ -112,7 +112,7 @@ impl Model {
     /// final norm. They come in the order of `depths`.
     ///
     /// # Shapes
-    /// Results `[rows · cols, hidden_size]`.
+    /// Results `[tokens, hidden_size]`.
     ///
     /// # Errors
     /// As [`Self::forward`]; [`ComputeError::NoSuchLayer`] for a depth beyond the last layer.
@@ -124,8 +124,8 @@ impl Model {
         stop: &Stop,
     ) -> Result<Vec<Tensor<2>>, ComputeError> {
         self.check_batch(batch)?;
-        let (rows, cols, angles) = (batch.rows(), batch.cols(), self.angles(batch));
-        let mut pass = Pass { rows, cols, angles, adapter, cache: None, stop };
+        let (lengths, angles) = (batch.shared_lengths(), self.angles(batch));
+        let mut pass = Pass { lengths, angles, adapter, cache: None, stop };
         self.decoder.forward(batch.ids(), depths, &mut pass, self.device.burn())
     }
 
@@ -228,8 +228,7 @@ impl Model {
     ) -> Result<Vec<f32>, ComputeError> {
         let (depth, past) = (self.config.num_hidden_layers, cache.len());
         let mut pass = Pass {
-            rows: 1,
-            cols: ids.len(),
+            lengths: Arc::from([ids.len()]),
             angles: RopeAngles::new(past..past + ids.len(), &self.decoder.rope_frequencies),
             adapter,
             cache: Some(cache),
@@ -247,13 +246,13 @@ impl Model {
 
     /// The turns of every token of a batch.
     pub(crate) fn angles(&self, batch: &TokenBatch) -> RopeAngles {
-        let positions = (0..batch.rows()).flat_map(|_| 0..batch.cols());
+        let positions = batch.lengths().iter().flat_map(|length| 0..*length);
         RopeAngles::new(positions, &self.decoder.rope_frequencies)
     }
 
     /// [`ComputeError::TokenOutOfRange`] or [`ComputeError::ContextFull`] if the batch is not one for this model.
     pub(crate) fn check_batch(&self, batch: &TokenBatch) -> Result<(), ComputeError> {
-        let (needed, capacity) = (batch.cols(), self.config.max_position_embeddings);
+        let (needed, capacity) = (batch.longest(), self.config.max_position_embeddings);
         if needed > capacity {
             return Err(ComputeError::ContextFull { needed, capacity });
         }

@@ -4,6 +4,8 @@
 //! activations need not be kept: they can be computed again from its input when the gradient arrives. Kept or computed
 //! again, the same operations see the same values, and the gradients are equal bit for bit.
 
+use std::sync::Arc;
+
 use burn::tensor::{Gradients, Tensor};
 
 use crate::batch::TokenBatch;
@@ -19,16 +21,13 @@ pub struct Tape<'a> {
     model: &'a Model,
     adapter: &'a DeviceAdapter,
     stop: &'a Stop,
-    lengths: Lengths,
+    lengths: Arc<[usize]>,
     angles: RopeAngles,
     layers: Vec<Recorded>,
     /// Where gradients leave the loss's graph: the states that the caller sees, and the input of the final norm.
     leaves: Vec<Leaf>,
     hidden: Vec<Tensor<2>>,
 }
-
-/// Rows and columns of a batch.
-type Lengths = (usize, usize);
 
 /// One decoder layer of a pass.
 #[derive(Debug)]
@@ -77,7 +76,7 @@ impl<'a> Tape<'a> {
             model,
             adapter,
             stop,
-            lengths: (batch.rows(), batch.cols()),
+            lengths: batch.shared_lengths(),
             angles: model.angles(batch),
             layers: Vec::with_capacity(depth),
             leaves: Vec::new(),
@@ -178,9 +177,8 @@ impl<'a> Tape<'a> {
     }
 
     fn apply(&self, layer: usize, x: Tensor<2>, adapter: &DeviceAdapter) -> Result<Tensor<2>, ComputeError> {
-        let (rows, cols) = self.lengths;
-        let angles = self.angles.clone();
-        let mut pass = Pass { rows, cols, angles, adapter: Some(adapter), cache: None, stop: self.stop };
+        let (lengths, angles) = (Arc::clone(&self.lengths), self.angles.clone());
+        let mut pass = Pass { lengths, angles, adapter: Some(adapter), cache: None, stop: self.stop };
         self.model.decoder().layers[layer].forward(x, layer, &mut pass)
     }
 }

@@ -23,7 +23,7 @@ impl Decoder {
     /// Hidden states at the asked depths: 0 is the embedding, `i` the output of layer `i`, the last one after the final norm.
     ///
     /// # Shapes
-    /// `ids` `[rows · cols]`, results `[rows · cols, hidden_size]`, in the order of `depths`.
+    /// `ids` `[tokens]`, results `[tokens, hidden_size]`, in the order of `depths`.
     ///
     /// # Errors
     /// [`ComputeError::Cancelled`] between two layers.
