@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Distribution, Tensor};
 use mynah_models::ops::{
-    Frozen, Geometry, NormWeight, RopeAngles, attention, packed_linear, rms_norm, rope, swiglu, token_nll,
+    Frozen, Geometry, NormWeight, RopeAngles, attention, lora_linear, packed_linear, rms_norm, rope, swiglu, token_nll,
 };
 use mynah_models::{ComputeDevice, PackedMatrix, Stop, TensorType};
 
@@ -17,6 +17,7 @@ const HEADS: usize = 9;
 const KEY_VALUE_HEADS: usize = 3;
 const HEAD_DIM: usize = 64;
 const VOCABULARY: usize = 49152;
+const RANK: usize = 8;
 /// Two times the caches of the machines that this was written on: what is read in turns comes from memory, as in a model.
 const COLD_BYTES: usize = 128 << 20;
 
@@ -71,6 +72,7 @@ pub fn ops(pass: Pass, tokens: usize, device: &ComputeDevice) -> anyhow::Result<
         ops.push(linear_forward(tokens, [d_out, d_in], device)?);
         if pass == Pass::Train {
             ops.push(linear_backward(tokens, [d_out, d_in], device)?);
+            ops.extend(lora_linear_both(tokens, [d_out, d_in], device)?);
         }
     }
     if pass == Pass::Infer {
@@ -141,6 +143,31 @@ fn linear_backward(tokens: usize, shape: [usize; 2], device: &ComputeDevice) -> 
         let x = tracked(&x);
         timed_backward(|| packed_linear(x, &weights[0]))
     }))
+}
+
+/// A projection with its branch of rank [`RANK`], as a training step has it.
+fn lora_linear_both(tokens: usize, shape: [usize; 2], device: &ComputeDevice) -> anyhow::Result<[Op; 2]> {
+    let [d_out, d_in] = shape;
+    let (weights, weight_bytes) = matrices(shape, 2, device)?;
+    let inputs = [noise(tokens, d_in), noise(RANK, d_in), noise(d_out, RANK)];
+    let (thin, values) = (2 * tokens * RANK * (d_in + d_out), tokens * (d_out + d_in) + RANK * (d_in + d_out));
+    let whole = 2 * tokens * d_out * d_in;
+    let (forward_bytes, backward_bytes) = (weight_bytes + 4 * values, weight_bytes + 8 * values);
+    let [forward, backward] = [0, 1].map(|which| {
+        let (weight, inputs) = (weights[which].clone(), inputs.clone());
+        move || (inputs.clone().map(|input| tracked(&input)), weight.clone())
+    });
+    Ok([
+        op(format!("lora_linear forward {d_out}x{d_in}"), tokens, whole + thin, forward_bytes, move || {
+            let ([x, a, b], weight) = forward();
+            timed(|| lora_linear(x, &weight, [a, b], 2.0, None))
+        }),
+        // Both thin products again, and the gradients of A and B.
+        op(format!("lora_linear backward {d_out}x{d_in}"), tokens, whole + 2 * thin, backward_bytes, move || {
+            let ([x, a, b], weight) = backward();
+            timed_backward(|| lora_linear(x, &weight, [a, b], 2.0, None))
+        }),
+    ])
 }
 
 fn attention_batch(tokens: usize) -> [Op; 2] {

@@ -83,7 +83,9 @@ fn run() -> anyhow::Result<()> {
         let mut all = ops(Pass::Infer, tokens, &device)?;
         if tokens > 1 {
             // Those of training, but for what both passes have.
-            let is_new = |op: &Op| !op.name.contains("forward") || op.name == "attention forward";
+            let is_new = |op: &Op| {
+                !op.name.contains("forward") || op.name == "attention forward" || op.name.starts_with("lora_linear")
+            };
             all.extend(ops(Pass::Train, tokens, &device)?.into_iter().filter(is_new));
         }
         all.sort_by(|a, b| a.name.cmp(&b.name));

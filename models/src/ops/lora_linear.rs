@@ -24,7 +24,7 @@ use crate::kernels::cpu::lora;
 /// # Shapes
 /// `x` `[tokens, d_in]`, `weight` `[d_out, d_in]`, `a` `[rank, d_in]`, `b` `[d_out, rank]`, `residual` and the result
 /// `[tokens, d_out]`.
-pub(crate) fn lora_linear(
+pub fn lora_linear(
     x: Tensor<2>,
     weight: &Frozen,
     [a, b]: [Tensor<2>; 2],

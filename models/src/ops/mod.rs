@@ -20,7 +20,7 @@ pub use attention::{Geometry, attention};
 pub(crate) use embedding::embedding;
 pub use frozen::Frozen;
 pub use head_loss::token_nll;
-pub(crate) use lora_linear::lora_linear;
+pub use lora_linear::lora_linear;
 pub use packed_linear::packed_linear;
 pub(crate) use pull_back::pull_back;
 pub use rms_norm::{NormWeight, rms_norm};
