@@ -149,7 +149,7 @@ fn decode(session: &Session, args: &BenchArgs, options: &Options) -> Result<Vec<
 fn timed(
     label: &str,
     passes: u32,
-    mut pass: impl FnMut(&Stop) -> Result<(), CliError> + Send,
+    mut pass: impl FnMut(&Stop) -> Result<(), CliError>,
 ) -> Result<Vec<Duration>, CliError> {
     let stop = Stop::new();
     let from_handler = stop.clone();
@@ -158,8 +158,7 @@ fn timed(
     let mut times = Vec::new();
     for index in 0..WARM_UP + passes as usize {
         let started = Instant::now();
-        // On a thread of the pool, as a session works.
-        rayon::scope(|_| pass(&stop))?;
+        pass(&stop)?;
         if index >= WARM_UP {
             times.push(started.elapsed());
             progress.set(times.len() as u64);
