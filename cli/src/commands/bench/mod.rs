@@ -154,7 +154,7 @@ fn decode(model: &Model, args: &BenchArgs, options: &Options) -> Result<Vec<Dura
 fn timed(
     label: &str,
     passes: u32,
-    mut pass: impl FnMut(&Stop) -> Result<(), CliError> + Send,
+    mut pass: impl FnMut(&Stop) -> Result<(), CliError>,
 ) -> Result<Vec<Duration>, CliError> {
     let stop = Stop::new();
     let from_handler = stop.clone();
@@ -163,8 +163,7 @@ fn timed(
     let mut times = Vec::new();
     for index in 0..WARM_UP + passes as usize {
         let started = Instant::now();
-        // On a thread of the pool, as a session works.
-        rayon::scope(|_| pass(&stop))?;
+        pass(&stop)?;
         if index >= WARM_UP {
             times.push(started.elapsed());
             progress.set(times.len() as u64);
