@@ -19,6 +19,7 @@ mod microkernel;
 pub(crate) mod packed_linear;
 pub(crate) mod rms_norm;
 pub(crate) mod simd;
+mod slab;
 pub(crate) mod swiglu;
 
 pub(crate) use dequantize::dequantize_row;
