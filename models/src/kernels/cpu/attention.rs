@@ -10,6 +10,7 @@ use super::dot::{add_scaled, dot};
 use super::exp::exp;
 use super::microkernel::{COLS, ROWS, Tile, multiply};
 use super::simd::{Simd, vectorized};
+use super::slab;
 use crate::ops::attention::Geometry;
 
 /// Queries of a block: enough to use a transposed key several times, few enough that scores stay in the cache.
@@ -190,10 +191,8 @@ impl Head<'_> {
         let mut slab = vec![0.0; weights.cols * COLS];
         for first in (0..dim).step_by(COLS) {
             let count = COLS.min(dim - first);
-            for (position, slab) in slab.chunks_exact_mut(COLS).enumerate() {
-                let from = self.position(position) + first;
-                slab[..count].copy_from_slice(&b[from..from + count]);
-            }
+            let stride = self.geometry.operand().token_stride;
+            slab::fill(&mut slab, &b[self.position(0) + first..], stride, count);
             weights.as_left().times(self.simd, &slab, &mut out[first..], dim, count);
         }
     }
@@ -234,10 +233,7 @@ impl Head<'_> {
         let mut slab = vec![0.0; weights.rows * COLS];
         for column in (0..dim).step_by(COLS) {
             let count = COLS.min(dim - column);
-            for (query, slab) in slab.chunks_exact_mut(COLS).enumerate() {
-                let from = first + query * stride + column;
-                slab[..count].copy_from_slice(&b[from..from + count]);
-            }
+            slab::fill(&mut slab, &b[first + column..], stride, count);
             transposed.as_left().times(self.simd, &slab, &mut sum[column..], dim, count);
         }
     }

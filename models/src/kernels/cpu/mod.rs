@@ -20,6 +20,7 @@ mod packed_linear;
 pub(crate) mod parallel;
 pub(crate) mod rms_norm;
 pub(crate) mod simd;
+mod slab;
 pub(crate) mod swiglu;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod tiled;
