@@ -1,6 +1,7 @@
 #![doc = include_str!("FORMAT.md")]
 
 mod append;
+mod codec;
 mod config;
 mod error;
 mod index;
