@@ -15,7 +15,7 @@ use super::codec::{TokenStatistics, TokenTable};
 use super::coding::InForce;
 use super::config::{Compact, CompactReport, Eviction};
 use super::error::ReplayError;
-use super::frame::{Opened, open_payload};
+use super::frame::{Opened, StoredFrame};
 use super::log::{ReplayLog, item};
 use super::recover::{Segment, Slot};
 use super::repair::repair_frame;
@@ -246,8 +246,8 @@ impl<M: Medium> ReplayLog<M> {
         let mut best: Option<(u64, Range<usize>)> = None;
         for from in 0..closed {
             let mut sum = 0;
-            for to in from..closed {
-                sum += live[to];
+            for (to, live) in live.iter().enumerate().skip(from) {
+                sum += live;
                 let count = (to - from + 1) as u64;
                 // A segment is filled to a frame's length below its end, estimated as a sixteenth.
                 let written = (sum + sum / 16).div_ceil(capacity).max(1);
@@ -328,7 +328,8 @@ impl<M: Medium> ReplayLog<M> {
     ) -> Result<(), ReplayError<M::Error>> {
         let base = self.geometry.base(segment.slot);
         let mut before = None;
-        for (offset, frame, payload) in self.frames_of(segment)? {
+        for (offset, stored) in self.frames_of(segment)? {
+            let frame = stored.header;
             let end_id = frame.first_id + u64::from(frame.records);
             let before = before.replace(frame.crc).unwrap_or(segment.chain);
             if end_id <= segment.from_id {
@@ -336,7 +337,7 @@ impl<M: Medium> ReplayLog<M> {
             }
             gathered.marks.push(Mark { first_id: frame.first_id, crc: frame.crc, before });
             let frame_at = base + offset;
-            let opened = open_payload(&frame, &payload, segment.seal, segment.sequence, self.sealer.as_ref());
+            let opened = stored.open(segment.seal, segment.sequence, self.sealer.as_ref());
             let removed = opened.as_ref().and_then(Opened::heads).map_or(Vec::new(), |(heads, _)| heads.removed);
             let known = opened.as_ref().and_then(Opened::heads).map_or(Vec::new(), |(heads, _)| {
                 heads.examples.iter().map(|head| (head.score, head.replays)).collect::<Vec<_>>()
@@ -413,8 +414,8 @@ impl<M: Medium> ReplayLog<M> {
     /// Ids of all examples in the bytes of a segment, removed and replaced ones included, ascending.
     pub(super) fn ids_in(&mut self, segment: &Segment) -> Result<Vec<u64>, ReplayError<M::Error>> {
         let mut ids = Vec::new();
-        for (_, frame, payload) in self.frames_of(segment)? {
-            let opened = open_payload(&frame, &payload, segment.seal, segment.sequence, self.sealer.as_ref());
+        for (_, frame) in self.frames_of(segment)? {
+            let opened = frame.open(segment.seal, segment.sequence, self.sealer.as_ref());
             if let Some((heads, _)) = opened.as_ref().and_then(Opened::heads) {
                 ids.extend(heads.examples.iter().map(|head| head.id));
             }
@@ -422,11 +423,8 @@ impl<M: Medium> ReplayLog<M> {
         Ok(ids)
     }
 
-    /// The frames of a segment: offset in it, header, payload as stored.
-    pub(super) fn frames_of(
-        &mut self,
-        segment: &Segment,
-    ) -> Result<Vec<(u32, FrameHeader, Vec<u8>)>, ReplayError<M::Error>> {
+    /// The frames of a segment and their offsets in it.
+    pub(super) fn frames_of(&mut self, segment: &Segment) -> Result<Vec<(u32, StoredFrame)>, ReplayError<M::Error>> {
         let mut bytes = alloc::vec![0; segment.used_bytes.next_multiple_of(self.geometry.word_bytes) as usize];
         let doing = "read a segment";
         let base = self.geometry.base(segment.slot);
@@ -448,7 +446,7 @@ impl<M: Medium> ReplayLog<M> {
                 let id = self.index.iter().find(|entry| entry.frame_at >= offset).map_or(segment.from_id, |e| e.id);
                 return Err(ReplayError::Damaged { id: ExampleId(id), offset });
             };
-            frames.push((at as u32, frame, payload.to_vec()));
+            frames.push((at as u32, StoredFrame { header: frame, payload: payload.to_vec() }));
             at += self.geometry.frame_bytes(frame.payload_bytes) as usize;
         }
         Ok(frames)

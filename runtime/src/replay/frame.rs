@@ -5,11 +5,26 @@ use alloc::vec::Vec;
 use zeroize::Zeroizing;
 
 use super::batch::{Head, Heads, TableRef};
+use super::codec::TokenTable;
 use super::record::Record;
 use super::score::Score;
 use super::seal::{Place, Sealer};
 use super::segment::{FRAME_CODED, FRAME_PLAIN, FRAME_SEALED, FrameHeader, SegmentSeal};
 use crate::example::check_task;
+
+/// A sound frame as it is on the medium.
+#[derive(Debug)]
+pub(crate) struct StoredFrame {
+    pub(crate) header: FrameHeader,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl StoredFrame {
+    /// As [`open_payload`].
+    pub(crate) fn open(&self, seal: Option<SegmentSeal>, sequence: u64, sealer: Option<&Sealer>) -> Option<Opened<'_>> {
+        open_payload(&self.header, &self.payload, seal, sequence, sealer)
+    }
+}
 
 /// The payload of a frame as it was before it was sealed.
 #[derive(Debug)]
@@ -49,6 +64,14 @@ impl Opened<'_> {
         match self.frame.codec & !FRAME_SEALED {
             FRAME_PLAIN => Some(plain_heads(self.payload(), first_id, records)),
             FRAME_CODED => Heads::parse(self.payload(), first_id, records).map(|heads| (heads, 0)),
+            _ => None,
+        }
+    }
+
+    /// The token table that the frame brings.
+    pub(crate) fn table(&self) -> Option<TokenTable> {
+        match self.heads()?.0.table {
+            TableRef::Inline(bytes) => TokenTable::parse(bytes),
             _ => None,
         }
     }

@@ -9,7 +9,7 @@ use super::codec::TokenTable;
 use super::coding::{Coding, InForce};
 use super::config::{Eviction, LogConfig, RecordInfo, RecoveryReport, SegmentInfo, SegmentState, VerifyReport};
 use super::error::{DropReason, Dropped, ReplayError};
-use super::frame::open_payload;
+use super::frame::{Opened, StoredFrame};
 use super::index::{Entry, Index, Listed, TaskCount};
 use super::record::{Record, RecordError};
 use super::recover::{Active, Scan, SeenFrame, Segment, Slot, scan};
@@ -266,7 +266,7 @@ impl<M: Medium> ReplayLog<M> {
     }
 
     /// Removes several records with one sync, and stores what is staged with it. In a log that has no room for a note of
-    /// it, their segments are compacted instead, and a cut may leave the first of them removed.
+    /// it, their segments are compacted instead, and a cut may leave the first of them removed; what is staged stays so.
     ///
     /// # Errors
     /// As [`ReplayLog::remove`]; if one id is not found, none is removed.
@@ -530,8 +530,8 @@ impl<M: Medium> ReplayLog<M> {
         }
     }
 
-    /// The frame at `offset`, repaired if it must be: its header and payload as stored.
-    pub(super) fn read_frame(&mut self, offset: u32) -> Result<Option<(FrameHeader, Vec<u8>)>, ReplayError<M::Error>> {
+    /// The frame at `offset`, repaired if it must be; `None` if it cannot be.
+    fn read_frame(&mut self, offset: u32) -> Result<Option<StoredFrame>, ReplayError<M::Error>> {
         let mut frame = self.read_frame_bytes(offset)?;
         if FrameHeader::parse(&frame).is_none() {
             match self.repaired_frame(offset)? {
@@ -539,7 +539,7 @@ impl<M: Medium> ReplayLog<M> {
                 None => return Ok(None),
             }
         }
-        Ok(FrameHeader::parse(&frame).map(|(header, payload)| (header, payload.to_vec())))
+        Ok(FrameHeader::parse(&frame).map(|(header, payload)| StoredFrame { header, payload: payload.to_vec() }))
     }
 
     /// Decodes the frame at `offset` record by record, each with its position, id and content, until `sink` says to stop.
@@ -549,16 +549,16 @@ impl<M: Medium> ReplayLog<M> {
         offset: u32,
         sink: &mut dyn FnMut(usize, Result<(u64, Example), RecordError>) -> bool,
     ) -> Result<bool, ReplayError<M::Error>> {
-        let Some((frame, payload)) = self.read_frame(offset)? else {
+        let Some(frame) = self.read_frame(offset)? else {
             return Ok(false);
         };
         let (sequence, seal) = self.sealing(offset);
-        let Some(opened) = open_payload(&frame, &payload, seal, sequence, self.sealer.as_ref()) else {
+        let Some(opened) = frame.open(seal, sequence, self.sealer.as_ref()) else {
             return Ok(false);
         };
         if let Some(records) = opened.plain_records() {
             let examples =
-                (frame.first_id..).zip(records).filter(|(_, record)| matches!(record, Record::Example { .. }));
+                (frame.header.first_id..).zip(records).filter(|(_, record)| matches!(record, Record::Example { .. }));
             let mut decoded = examples.map(|(id, record)| record.to_example().map(|example| (id, example)));
             let _ = decoded.by_ref().enumerate().all(|(nth, decoded)| sink(nth, decoded));
             return Ok(true);
@@ -587,55 +587,50 @@ impl<M: Medium> ReplayLog<M> {
 
     /// Makes sure that the table of a frame is in the cache, and says where.
     fn find_table(&mut self, heads: &Heads<'_>, offset: u32) -> Result<TableAt, ReplayError<M::Error>> {
-        match heads.table {
+        let at = match heads.table {
             TableRef::Untrained => return Ok(TableAt::Untrained),
-            TableRef::Inline(bytes) => {
-                if self.tables.get(offset).is_none()
-                    && let Some(table) = TokenTable::parse(bytes)
-                {
-                    self.tables.insert(offset, table);
-                }
-                return Ok(TableAt::Cached(offset));
-            }
+            TableRef::Inline(_) => offset,
             TableRef::Back(words) => {
-                let base = offset - offset % self.geometry.segment_bytes;
-                let back = words.checked_mul(self.geometry.word_bytes).filter(|&back| back < offset - base);
-                // Nowhere is where no table is.
-                let Some(at) = back.map(|back| offset - back) else {
-                    return Ok(TableAt::Cached(u32::MAX));
-                };
-                if self.tables.get(at).is_none() {
-                    self.load_table(at)?;
-                }
-                Ok(TableAt::Cached(at))
+                let room = offset % self.geometry.segment_bytes;
+                let back = words.checked_mul(self.geometry.word_bytes).filter(|&back| back < room);
+                // Where no frame is, no table is.
+                back.map_or(u32::MAX, |back| offset - back)
+            }
+        };
+        if self.tables.get(at).is_none() && at != u32::MAX {
+            let brought = match heads.table {
+                TableRef::Inline(bytes) => TokenTable::parse(bytes),
+                _ => self.brought_table(at)?,
+            };
+            if let Some(table) = brought {
+                self.tables.insert(at, table);
             }
         }
-    }
-
-    fn load_table(&mut self, at: u32) -> Result<(), ReplayError<M::Error>> {
-        let Some((frame, payload)) = self.read_frame(at)? else {
-            return Ok(());
-        };
-        let (sequence, seal) = self.sealing(at);
-        let opened = open_payload(&frame, &payload, seal, sequence, self.sealer.as_ref());
-        let table = opened.as_ref().and_then(|opened| opened.heads()).and_then(|(heads, _)| match heads.table {
-            TableRef::Inline(bytes) => TokenTable::parse(bytes),
-            _ => None,
-        });
-        if let Some(table) = table {
-            self.tables.insert(at, table);
-        }
-        Ok(())
+        Ok(TableAt::Cached(at))
     }
 
     fn frame_times(&mut self, offset: u32) -> Result<Option<Vec<u64>>, ReplayError<M::Error>> {
-        let Some((frame, payload)) = self.read_frame(offset)? else {
-            return Ok(None);
-        };
+        self.with_frame(offset, |opened| {
+            let (heads, _) = opened.heads()?;
+            Some(heads.examples.iter().map(|head| head.time_unix_s).collect())
+        })
+    }
+
+    /// The table that the frame at `offset` brings.
+    fn brought_table(&mut self, offset: u32) -> Result<Option<TokenTable>, ReplayError<M::Error>> {
+        self.with_frame(offset, |opened| opened.table())
+    }
+
+    /// What `look` finds in the frame at `offset`; nothing if it cannot be read.
+    fn with_frame<T>(
+        &mut self,
+        offset: u32,
+        look: impl FnOnce(&Opened<'_>) -> Option<T>,
+    ) -> Result<Option<T>, ReplayError<M::Error>> {
+        let frame = self.read_frame(offset)?;
         let (sequence, seal) = self.sealing(offset);
-        let opened = open_payload(&frame, &payload, seal, sequence, self.sealer.as_ref());
-        let heads = opened.as_ref().and_then(|opened| opened.heads());
-        Ok(heads.map(|(heads, _)| heads.examples.iter().map(|head| head.time_unix_s).collect()))
+        let opened = frame.as_ref().and_then(|frame| frame.open(seal, sequence, self.sealer.as_ref()));
+        Ok(opened.as_ref().and_then(look))
     }
 
     /// How the segment at `offset` is sealed.
@@ -657,36 +652,23 @@ impl<M: Medium> ReplayLog<M> {
             let base = self.geometry.base(segment.slot);
             let mut at = segment.header_bytes() as u32;
             while at < segment.used_bytes {
-                let Some((frame, _)) = self.read_frame(base + at)? else { break };
+                let Some(frame) = self.read_frame(base + at)? else { break };
                 let mut examples = Vec::new();
                 self.decode_frame(base + at, &mut |_, decoded| {
                     examples.extend(decoded.into_iter().map(|(_, example)| example));
                     true
                 })?;
-                match self.brings_table(base + at)? {
+                match self.brought_table(base + at)? {
                     Some(table) => coding.found_table(table, at),
                     None => examples.iter().for_each(|example| coding.found_tokens(example.tokens())),
                 }
-                at += self.geometry.frame_bytes(frame.payload_bytes);
+                at += self.geometry.frame_bytes(frame.header.payload_bytes);
             }
         }
         if self.active.is_none() {
             coding.in_force = InForce::none();
         }
         Ok(coding)
-    }
-
-    fn brings_table(&mut self, offset: u32) -> Result<Option<TokenTable>, ReplayError<M::Error>> {
-        let Some((frame, payload)) = self.read_frame(offset)? else {
-            return Ok(None);
-        };
-        let (sequence, seal) = self.sealing(offset);
-        let opened = open_payload(&frame, &payload, seal, sequence, self.sealer.as_ref());
-        let heads = opened.as_ref().and_then(|opened| opened.heads());
-        Ok(heads.and_then(|(heads, _)| match heads.table {
-            TableRef::Inline(bytes) => TokenTable::parse(bytes),
-            _ => None,
-        }))
     }
 
     /// Reads the frame at `offset`, padding included, without trusting a length beyond its segment.

@@ -39,7 +39,7 @@ mod tests {
 
     #[test]
     fn a_score_is_kept_to_half_a_step_and_stays_in_range() {
-        for nats in [0.0, 0.3, 2.718, 17.25, 1000.1] {
+        for nats in [0.0, 0.3, 2.7, 17.25, 1000.1] {
             let kept = Score::new(nats).nats().unwrap();
             assert!((kept - nats).abs() <= 0.5 / Score::STEPS_PER_NAT, "{nats} became {kept}");
         }

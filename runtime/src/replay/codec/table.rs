@@ -1,6 +1,5 @@
 //! What a segment knows of its tokens before the first frame: which are frequent, and what tends to follow them.
 
-use alloc::vec;
 use alloc::vec::Vec;
 
 use super::range::{Channel, Decoder, Encoder};
@@ -179,6 +178,7 @@ pub(super) fn low_bits<C: Channel>(channel: &mut C, bits: u32, known: u64) -> u6
 mod tests {
     use super::*;
     use crate::example::mix;
+    use alloc::vec;
 
     #[test]
     fn classes_are_half_powers_of_two() {

@@ -40,10 +40,6 @@ impl Weights {
         self.total
     }
 
-    pub(super) fn weight(&self, at: usize) -> u32 {
-        self.weights[at]
-    }
-
     /// Adds `weight` to the one at `at`.
     pub(super) fn add(&mut self, at: usize, weight: u32) {
         self.weights[at] += weight;

@@ -100,6 +100,62 @@ fn removal_hides_a_record_at_once_and_for_good() {
 }
 
 #[test]
+fn what_is_staged_is_there_but_not_listed_until_it_is_flushed() {
+    let (mut log, _) = open(SimFlash::<8, 4096>::new(4), 1);
+    let staged: Vec<Example> = (0..6).map(example).collect();
+    for (example, id) in staged.iter().zip(1..) {
+        assert_eq!(log.stage(example).unwrap(), ExampleId(id));
+    }
+    assert_eq!((log.len(), log.next_id(), log.bytes()), (0, ExampleId(7), 0));
+    assert_eq!(log.read(ExampleId(3)).unwrap(), staged[2]);
+    assert_eq!(log.contains(staged[4].key()).unwrap(), Some(ExampleId(5)));
+    // What is taken back leaves a gap and no bytes.
+    log.remove_all(&[ExampleId(2), ExampleId(6)]).unwrap();
+    assert!(matches!(log.remove(ExampleId(2)).unwrap_err(), ReplayError::NotFound { id: ExampleId(2) }));
+    assert_eq!(log.contains(staged[1].key()).unwrap(), None);
+    let syncs = log.medium().syncs();
+    assert_eq!(log.append(&[example(9)]).unwrap(), [ExampleId(7)]);
+    assert_eq!(log.medium().syncs(), syncs + 1, "with what was staged");
+    log.stage(&example(10)).unwrap();
+    log.remove(ExampleId(1)).unwrap();
+    assert_eq!(log.medium().syncs(), syncs + 2);
+    // Lost by a cut.
+    assert_eq!(log.stage(&example(11)).unwrap(), ExampleId(10));
+    let (mut log, report) = open(log.into_medium(), 1);
+    assert!(report.dropped.is_empty());
+    let others = [example(9), example(10)];
+    let kept = [(3, &staged[2]), (4, &staged[3]), (5, &staged[4]), (7, &others[0]), (8, &others[1])];
+    check_contents(&mut log, &kept.into_iter().map(|(id, example)| (ExampleId(id), example)).collect());
+}
+
+#[test]
+fn a_full_buffer_and_a_large_example_are_flushed_by_themselves() {
+    let (mut log, _) = open(SimFlash::<8, 65536>::new(4), 1);
+    let long = |seed: u32| Example::new(&[seed], &vec![70_000 + seed; 400], 2, "t", 5).unwrap();
+    let mut live = BTreeMap::new();
+    for seed in 0..10 {
+        live.insert(log.stage(&long(seed)).unwrap(), long(seed));
+    }
+    assert!(log.len() >= 6, "{}", log.len());
+    let huge = Example::new(&[1], &[5_000_000; 4000], 2, "t", 5).unwrap();
+    live.insert(log.stage(&huge).unwrap(), huge);
+    assert_eq!(log.len(), 11);
+    check_contents(&mut log, &live.iter().map(|(&id, example)| (id, example)).collect());
+}
+
+#[test]
+fn times_are_found_without_reading_tokens() {
+    let (mut log, _) = open(SimFlash::<8, 512>::new(20), 1);
+    let examples: Vec<Example> = (0..30).map(example).collect();
+    for batch in examples.chunks(4) {
+        log.append(batch).unwrap();
+    }
+    log.remove(ExampleId(3)).unwrap();
+    let before = log.ids_before(1_700_000_010).unwrap();
+    assert_eq!(before, [1, 2, 4, 5, 6, 7, 8, 9, 10].map(ExampleId));
+}
+
+#[test]
 fn a_failed_sync_ends_the_handle_but_not_the_log() {
     let mut flash = SimFlash::<8, 512>::new(4).with_cache(64, 3, false);
     for attempt in 0..8 {
