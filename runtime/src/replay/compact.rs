@@ -213,7 +213,7 @@ impl<M: Medium> ReplayLog<M> {
                 if !self.rewrite(stretch, Rewrite::default(), report)? {
                     return Err(self.full(u64::from(self.geometry.segment_bytes)));
                 }
-                at = self.segments.partition_point(|segment| segment.from_id < until_id);
+                at = self.segments.partition_point(|segment| segment.from_id < until_id).max(at + 1);
             } else {
                 at += 1;
             }

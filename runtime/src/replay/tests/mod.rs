@@ -158,7 +158,10 @@ impl Model {
             let is_gone = |id: &ExampleId| found.binary_search(id).is_err();
             let is_removed = |id: &ExampleId| self.events[*count..].contains(&Event::Removed(*id));
             let allowed = |id: &ExampleId| sync == Sync::LiesToCompaction && is_removed(id);
-            found.iter().all(|id| live.contains_key(id)) && live.keys().all(|id| !is_gone(id) || allowed(id))
+            let is_given = |event: &Event| !matches!(event, Event::Stored(id, _) if *id >= log.next_id());
+            self.events[..*count].iter().all(is_given)
+                && found.iter().all(|id| live.contains_key(id))
+                && live.keys().all(|id| !is_gone(id) || allowed(id))
         };
         let Some(count) = (least..=self.events.len()).rev().find(is_state_after) else {
             let live = self.live(self.events.len());
