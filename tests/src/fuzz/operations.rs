@@ -1,0 +1,82 @@
+//! Any sequence of operations and power cuts, against a list in memory.
+
+use std::collections::BTreeMap;
+
+use mynah::example::{Example, ExampleId};
+use mynah::replay::{LogConfig, ReplayLog};
+use mynah::storage::sim::{SimFlash, Tear};
+
+use super::TOKENIZER;
+
+const BLOCK_BYTES: usize = 1024;
+const BLOCKS: usize = 5;
+type Flash = SimFlash<8, BLOCK_BYTES>;
+type Live = BTreeMap<ExampleId, Example>;
+
+/// Takes three bytes per operation: which one, and two operands.
+///
+/// # Panics
+/// If the log ever differs from a list of what was acknowledged: after a cut it may hold the operation in hand or not.
+pub fn operations(data: &[u8]) {
+    let mut log = open(Flash::new(BLOCKS));
+    let mut live = Live::new();
+    for (at, operation) in data.chunks_exact(3).enumerate() {
+        let [kind, a, b] = [operation[0], operation[1], operation[2]];
+        // Every other operation runs with a cut somewhere ahead of it.
+        if kind & 0x80 != 0 {
+            let mut flash = log.into_medium();
+            flash.cut_after(u64::from(u16::from_le_bytes([a, b])) % 700, tear(a));
+            log = open(flash);
+        }
+        let mut after = live.clone();
+        let is_done = match kind % 4 {
+            0 | 1 => append(&mut log, &mut after, at as u32, a, b),
+            2 => remove(&mut log, &mut after, a, b),
+            _ => true,
+        };
+        if is_done {
+            live = after.clone();
+        }
+        let mut flash = log.into_medium();
+        flash.power_on();
+        log = open(flash);
+        let found = contents(&mut log);
+        assert!(found == live || found == after, "operation {at}: {found:?}, expected {live:?} or {after:?}");
+        live = found;
+    }
+}
+
+fn open(flash: Flash) -> ReplayLog<Flash> {
+    ReplayLog::open(flash, &LogConfig::new(TOKENIZER)).expect("what this log wrote can be opened").0
+}
+
+fn tear(byte: u8) -> Tear {
+    if byte & 1 == 0 { Tear::InOrder } else { Tear::Scattered(byte.into()) }
+}
+
+fn contents(log: &mut ReplayLog<Flash>) -> Live {
+    let ids: Vec<ExampleId> = log.iter().map(|info| info.id).collect();
+    ids.into_iter().map(|id| (id, log.read(id).expect("a listed record"))).collect()
+}
+
+/// Appends up to four examples; `after` is what the log holds if that is done.
+fn append(log: &mut ReplayLog<Flash>, after: &mut Live, at: u32, a: u8, b: u8) -> bool {
+    let example = |number: u32| {
+        let prompt: Vec<u32> = (0..1 + u32::from(b % 40)).map(|token| (token * token) ^ at).collect();
+        let task = ["one", "two", "three"][usize::from(a % 3)];
+        Example::new(&prompt, &[number, at], 0, task, at.into()).expect("within all limits")
+    };
+    let examples: Vec<Example> = (0..=u32::from(a % 4)).map(example).collect();
+    let first = log.next_id().0;
+    let ids = (first..).map(ExampleId).take(examples.len());
+    after.extend(ids.zip(examples.iter().cloned()));
+    log.append(&examples).is_ok()
+}
+
+/// Removes one or two records that are there.
+fn remove(log: &mut ReplayLog<Flash>, after: &mut Live, a: u8, b: u8) -> bool {
+    let mut ids: Vec<ExampleId> = [a, b].iter().filter_map(|&at| after.keys().nth(usize::from(at) % after.len().max(1))).copied().collect();
+    ids.dedup();
+    ids.iter().for_each(|id| drop(after.remove(id)));
+    log.remove_all(&ids).is_ok()
+}
