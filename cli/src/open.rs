@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use mynah::session::Phase;
 use mynah::{Learner, Session, SessionBuilder};
+use mynah_models::Precision;
 use mynah_models::weights::Gguf;
 
 use crate::error::CliError;
@@ -49,12 +50,16 @@ pub(crate) fn gguf(model: &str) -> Result<Arc<Gguf>, CliError> {
     })
 }
 
-/// A builder with the model, the device and the seed set.
+/// A builder with the model, the device, the precision and the seed set.
 pub(crate) fn builder(model: &str, options: &Options) -> Result<SessionBuilder, CliError> {
     let builder = Session::builder(gguf(model)?);
     let device = match options.device {
         DeviceChoice::Cpu => mynah::DeviceChoice::Cpu,
         DeviceChoice::Gpu => mynah::DeviceChoice::Gpu,
+    };
+    let builder = match options.precision {
+        Some(precision) => builder.precision(precision.into()),
+        None => builder,
     };
     Ok(builder.device(device).seed(options.seed))
 }
@@ -67,9 +72,16 @@ pub(crate) fn open(builder: SessionBuilder) -> Result<Session, CliError> {
     Ok(session)
 }
 
-/// Opens the bare model, or with what was learned in a store: where there is none, the path is wrong.
-pub(crate) fn open_to_read(model: &str, store: Option<&Path>, options: &Options) -> Result<Session, CliError> {
-    let builder = builder(model, options)?;
+/// Opens the bare model, or with what was learned in a store: where there is none, the path is wrong. Unless the options name a
+/// precision, it is `precision`.
+pub(crate) fn open_to_read(
+    model: &str,
+    store: Option<&Path>,
+    precision: Precision,
+    options: &Options,
+) -> Result<Session, CliError> {
+    let precision = options.precision.map_or(precision, Precision::from);
+    let builder = builder(model, options)?.precision(precision);
     match store {
         Some(folder) if folder.is_dir() => open(builder.store(folder)),
         Some(folder) => Err(CliError::NoStore { path: folder.to_owned() }),

@@ -5,6 +5,8 @@ use std::fmt;
 use burn::tensor::{Device, Tensor};
 
 use crate::compute_error::ComputeError;
+use crate::kernels::cpu::tiled;
+use crate::precision::Precision;
 
 /// The CPU, or a GPU through wgpu. Cloning copies a handle.
 #[derive(Clone)]
@@ -12,12 +14,13 @@ pub struct ComputeDevice {
     burn: Device,
     name: String,
     is_gpu: bool,
+    precision: Precision,
 }
 
 impl ComputeDevice {
-    /// The CPU, on burn's `flex` backend and our kernels.
+    /// The CPU, on burn's `flex` backend and our kernels, computing exactly.
     pub fn cpu() -> Self {
-        Self { burn: Device::flex(), name: "CPU".to_owned(), is_gpu: false }
+        Self { burn: Device::flex(), name: "CPU".to_owned(), is_gpu: false, precision: Precision::Exact }
     }
 
     /// The GPU that wgpu prefers.
@@ -26,7 +29,22 @@ impl ComputeDevice {
     /// [`ComputeError::NoGpu`] if there is none, or this build has no GPU support.
     pub fn gpu() -> Result<Self, ComputeError> {
         let (burn, name) = crate::gpu_device::open()?;
-        Ok(Self { burn, name, is_gpu: true })
+        Ok(Self { burn, name, is_gpu: true, precision: Precision::Exact })
+    }
+
+    /// The same device, computing with another precision. A GPU's stays f32.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// How exactly models that are loaded for this device compute.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Whether models that are loaded for this device have their weights repacked.
+    pub(crate) fn computes_with_tiles(&self) -> bool {
+        self.precision == Precision::Fast && !self.is_gpu && tiled::is_available()
     }
 
     /// Whether this is a GPU.

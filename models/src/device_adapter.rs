@@ -19,12 +19,10 @@ pub struct DeviceAdapter {
 }
 
 impl DeviceAdapter {
-    /// Uploads `adapter`; where `tracked`, passes through it can be differentiated.
-    pub(crate) fn new(adapter: &Adapter, device: &ComputeDevice, num_layers: usize, tracked: bool) -> Self {
-        let on = if tracked { device.burn().clone().autodiff() } else { device.burn().clone() };
+    /// Uploads `adapter`.
+    pub(crate) fn new(adapter: &Adapter, device: &ComputeDevice, num_layers: usize) -> Self {
         let upload = |values: &[f32], shape: [usize; 2]| {
-            let tensor = Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), &on);
-            if tracked { tensor.require_grad() } else { tensor }
+            Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), device.burn())
         };
         let mut places = vec![[None; Projection::ALL.len()]; num_layers];
         let mut branches = Vec::new();
@@ -43,29 +41,55 @@ impl DeviceAdapter {
         self.places.get(layer)?[projection as usize].map(|index| &self.branches[index])
     }
 
-    /// The gradients of a loss, flat in the order of [`Adapter::values`]; read from the device at once.
+    /// The branches of one layer alone, as leaves of a graph; the values are shared.
+    pub(crate) fn tracked_layer(&self, layer: usize) -> Self {
+        let mut places = vec![[None; Projection::ALL.len()]; self.places.len()];
+        let mut branches = Vec::new();
+        for projection in Projection::ALL {
+            if let Some(branch) = self.branch(layer, projection) {
+                places[layer][projection as usize] = Some(branches.len());
+                branches.push(branch.tracked());
+            }
+        }
+        Self { device: self.device.clone(), branches, places, len_values: self.len_values }
+    }
+
+    /// The gradients of a layer's branches, A and B of each in the adapter's order.
+    pub(crate) fn gradients(&self, gradients: &Gradients) -> Vec<Tensor<1>> {
+        let of_leaf = |tensor: &Tensor<2>| match tensor.grad(gradients) {
+            Some(gradient) => gradient.flatten(0, 1),
+            // A branch that the loss does not depend on.
+            None => Tensor::zeros([tensor.shape().num_elements()], self.device.burn()),
+        };
+        self.branches.iter().flat_map(|branch| [of_leaf(&branch.a), of_leaf(&branch.b)]).collect()
+    }
+
+    /// Gradients of all layers, each as [`Self::gradients`] gives them or empty for zeros, as one vector in the order of
+    /// [`Adapter::values`].
     ///
     /// # Errors
     /// [`ComputeError::Device`] if the backward pass failed on the device.
-    ///
-    /// # Panics
-    /// If the adapter was uploaded without tracking: a mistake of ours.
-    pub fn gradients(&self, gradients: &Gradients) -> Result<Vec<f32>, ComputeError> {
-        let flat: Vec<Tensor<1>> = self
-            .branches
-            .iter()
-            .flat_map(|branch| [&branch.a, &branch.b])
-            .map(|tensor| match tensor.grad(gradients) {
-                Some(gradient) => gradient.flatten(0, 1),
-                // A branch that the loss does not depend on.
-                None => Tensor::zeros([tensor.shape().num_elements()], self.device.burn()),
-            })
-            .collect();
+    pub(crate) fn read_gradients(&self, by_layer: Vec<Vec<Tensor<1>>>) -> Result<Vec<f32>, ComputeError> {
+        let mut flat = Vec::new();
+        for (layer, gradients) in by_layer.into_iter().enumerate() {
+            match gradients.is_empty() {
+                true => flat.extend(self.zeros(layer)),
+                false => flat.extend(gradients),
+            }
+        }
         if flat.is_empty() {
             return Ok(Vec::new());
         }
         let values = self.device.read(Tensor::cat(flat, 0))?;
         assert_eq!(values.len(), self.len_values, "gradients in the adapter's layout");
         Ok(values)
+    }
+
+    fn zeros(&self, layer: usize) -> impl Iterator<Item = Tensor<1>> + '_ {
+        let branches = Projection::ALL.into_iter().filter_map(move |projection| self.branch(layer, projection));
+        branches.map(|branch| {
+            let values = branch.a.shape().num_elements() + branch.b.shape().num_elements();
+            Tensor::zeros([values], self.device.burn())
+        })
     }
 }

@@ -12,9 +12,11 @@ use crate::device::ComputeDevice;
 use crate::device_adapter::DeviceAdapter;
 use crate::error::LoadError;
 use crate::families;
+use crate::kernels::cpu::parallel::in_pool;
 use crate::load::Loader;
 use crate::nn::{AttentionShape, Decoder, KvCache, Pass, Stop};
 use crate::ops::{RopeAngles, packed_linear, token_nll};
+use crate::tape::Tape;
 use crate::weights::Gguf;
 
 /// Positions whose logits are in memory at once, where logits are asked for.
@@ -30,7 +32,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Builds the model that a file describes. Weights stay packed, and on the CPU stay in the file's mapping.
+    /// Builds the model that a file describes. Weights stay packed; the device's [`Precision`](crate::Precision) says whether they
+    /// stay in the file's mapping.
     ///
     /// # Errors
     /// [`LoadError`] with the tensor or key that is missing, of another shape, or not understood.
@@ -41,7 +44,9 @@ impl Model {
             found: config.model_type.clone(),
             known: families::FAMILIES.iter().map(|family| family.name).collect(),
         })?;
-        let decoder = (family.build)(&Loader::new(gguf, &config, device.burn()))?;
+        let loader = Loader::new(gguf, &config, device)?;
+        let decoder = (family.build)(&loader)?;
+        loader.finish()?;
         Ok(Self { config, decoder, device: device.clone(), gguf: Arc::clone(gguf) })
     }
 
@@ -65,11 +70,11 @@ impl Model {
         self.gguf.digest()
     }
 
-    /// Copies an adapter to the device. Where `tracked`, a loss that was computed through it can be differentiated.
+    /// Copies an adapter to the device.
     ///
     /// # Errors
     /// [`ComputeError::AdapterShape`] if it was made for another model.
-    pub fn upload(&self, adapter: &Adapter, tracked: bool) -> Result<DeviceAdapter, ComputeError> {
+    pub fn upload(&self, adapter: &Adapter) -> Result<DeviceAdapter, ComputeError> {
         for pair in adapter.layout().pairs() {
             let [d_out, d_in] = self.config.projection_shape(pair.projection);
             if pair.layer >= self.config.num_hidden_layers || [pair.d_out, pair.d_in] != [d_out, d_in] {
@@ -83,7 +88,7 @@ impl Model {
                 });
             }
         }
-        Ok(DeviceAdapter::new(adapter, &self.device, self.config.num_hidden_layers, tracked))
+        Ok(DeviceAdapter::new(adapter, &self.device, self.config.num_hidden_layers))
     }
 
     /// Hidden states after the final norm.
@@ -118,23 +123,28 @@ impl Model {
         adapter: Option<&DeviceAdapter>,
         stop: &Stop,
     ) -> Result<Vec<Tensor<2>>, ComputeError> {
-        self.check_ids(batch.ids())?;
-        if batch.cols() > self.config.max_position_embeddings {
-            return Err(ComputeError::ContextFull {
-                needed: batch.cols(),
-                capacity: self.config.max_position_embeddings,
-            });
-        }
-        let positions = (0..batch.rows()).flat_map(|_| 0..batch.cols());
-        let mut pass = Pass {
-            rows: batch.rows(),
-            cols: batch.cols(),
-            angles: RopeAngles::new(positions, &self.decoder.rope_frequencies),
-            adapter,
-            cache: None,
-            stop,
-        };
+        self.check_batch(batch)?;
+        let (rows, cols, angles) = (batch.rows(), batch.cols(), self.angles(batch));
+        let mut pass = Pass { rows, cols, angles, adapter, cache: None, stop };
         self.decoder.forward(batch.ids(), depths, &mut pass, self.device.burn())
+    }
+
+    /// Hidden states as [`Self::hidden_states`] gives them, from which a loss can go back to the adapter.
+    ///
+    /// The last `kept_layers` layers keep their activations until then, the others are computed once more on the way back:
+    /// more time for less memory, and the same gradients to the bit.
+    ///
+    /// # Errors
+    /// As [`Self::hidden_states`].
+    pub fn record<'a>(
+        &'a self,
+        batch: &TokenBatch,
+        depths: &[usize],
+        adapter: &'a DeviceAdapter,
+        kept_layers: usize,
+        stop: &'a Stop,
+    ) -> Result<Tape<'a>, ComputeError> {
+        Tape::record(self, batch, depths, adapter, kept_layers, stop)
     }
 
     /// Negative log-likelihood in nats of one target per row of `hidden`, differentiable in `hidden`. Logits are never
@@ -144,10 +154,12 @@ impl Model {
     /// `hidden` `[positions, hidden_size]`, `targets` and the result `[positions]`.
     ///
     /// # Errors
-    /// [`ComputeError::TokenOutOfRange`].
-    pub fn token_nll(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>, ComputeError> {
+    /// [`ComputeError::TokenOutOfRange`]; [`ComputeError::Cancelled`] between some positions and the next.
+    pub fn token_nll(&self, hidden: Tensor<2>, targets: &[u32], stop: &Stop) -> Result<Tensor<1>, ComputeError> {
         self.check_ids(targets)?;
-        Ok(token_nll(hidden, targets, &self.decoder.lm_head))
+        let nll = token_nll(hidden, targets, &self.decoder.lm_head, stop);
+        // What a stopped operation gives is not all of it.
+        stop.check().map(|()| nll)
     }
 
     /// Raw logits, for as few positions as the caller can hold: `[positions, vocab_size]`, differentiable in `hidden`.
@@ -198,7 +210,23 @@ impl Model {
         if past + ids.len() > cache.capacity() {
             return Err(ComputeError::ContextFull { needed: past + ids.len(), capacity: cache.capacity() });
         }
-        let depth = self.config.num_hidden_layers;
+        let logits = match self.device.is_gpu() {
+            true => self.last_logits(cache, ids, adapter, stop),
+            false => in_pool(|| self.last_logits(cache, ids, adapter, stop)),
+        }?;
+        cache.advance(ids.len());
+        Ok(logits)
+    }
+
+    /// The logits after the last of `ids`, which are appended to every layer of the cache, but not counted.
+    fn last_logits(
+        &self,
+        cache: &mut KvCache,
+        ids: &[u32],
+        adapter: Option<&DeviceAdapter>,
+        stop: &Stop,
+    ) -> Result<Vec<f32>, ComputeError> {
+        let (depth, past) = (self.config.num_hidden_layers, cache.len());
         let mut pass = Pass {
             rows: 1,
             cols: ids.len(),
@@ -210,9 +238,26 @@ impl Model {
         let mut hidden = self.decoder.forward(ids, &[depth], &mut pass, self.device.burn())?;
         let width = self.config.hidden_size;
         let last = hidden.swap_remove(0).slice([ids.len() - 1..ids.len(), 0..width]);
-        let logits = self.device.read(self.logits(last))?;
-        cache.advance(ids.len());
-        Ok(logits)
+        self.device.read(self.logits(last))
+    }
+
+    pub(crate) fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// The turns of every token of a batch.
+    pub(crate) fn angles(&self, batch: &TokenBatch) -> RopeAngles {
+        let positions = (0..batch.rows()).flat_map(|_| 0..batch.cols());
+        RopeAngles::new(positions, &self.decoder.rope_frequencies)
+    }
+
+    /// [`ComputeError::TokenOutOfRange`] or [`ComputeError::ContextFull`] if the batch is not one for this model.
+    pub(crate) fn check_batch(&self, batch: &TokenBatch) -> Result<(), ComputeError> {
+        let (needed, capacity) = (batch.cols(), self.config.max_position_embeddings);
+        if needed > capacity {
+            return Err(ComputeError::ContextFull { needed, capacity });
+        }
+        self.check_ids(batch.ids())
     }
 
     fn check_ids(&self, ids: &[u32]) -> Result<(), ComputeError> {

@@ -1,6 +1,6 @@
 //! Chooses the device at run time: the CPU, or a GPU where there is one.
 
-use mynah_models::ComputeDevice;
+use mynah_models::{ComputeDevice, Precision};
 
 /// Where a session is to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -21,15 +21,16 @@ pub(crate) struct Opened {
 }
 
 /// Opens the device of `choice`. A missing GPU is no error: it means the CPU, a warning in the log and a notice.
-pub(crate) fn open(choice: DeviceChoice) -> Opened {
+pub(crate) fn open(choice: DeviceChoice, precision: Precision) -> Opened {
+    let cpu = || ComputeDevice::cpu().with_precision(precision);
     match choice {
-        DeviceChoice::Cpu => Opened { device: ComputeDevice::cpu(), notice: None },
+        DeviceChoice::Cpu => Opened { device: cpu(), notice: None },
         DeviceChoice::Gpu => match ComputeDevice::gpu() {
-            Ok(device) => Opened { device, notice: None },
+            Ok(device) => Opened { device: device.with_precision(precision), notice: None },
             Err(error) => {
                 let notice = format!("{error}; computing on the CPU");
                 log::warn!("{notice}");
-                Opened { device: ComputeDevice::cpu(), notice: Some(notice) }
+                Opened { device: cpu(), notice: Some(notice) }
             }
         },
     }

@@ -75,4 +75,6 @@ pub use file_flash::{FileError, FileFlash};
 #[cfg(feature = "std")]
 pub use files::lock::{Lock, LockError};
 #[cfg(feature = "model")]
+pub use mynah_models::Precision;
+#[cfg(feature = "model")]
 pub use session::{Control, Learner, Session, SessionBuilder, SessionError};

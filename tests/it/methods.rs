@@ -2,8 +2,8 @@
 
 use mynah::learn::methods::ContinualMethod;
 use mynah::learn::{
-    Cadence, ConsistencyForm, Er, HiddenLayers, Ilora, LearnError, LearnerState, Method, Moment, OptimizerConfig,
-    Retention, Row, Sequential, StepLog, StepRows, TokenScope, Trainer, TrainerConfig,
+    Batch, Cadence, ConsistencyForm, Er, HiddenLayers, Ilora, LearnError, LearnerState, Method, Moment,
+    OptimizerConfig, Retention, Row, Sequential, StepLog, StepRows, TokenScope, Trainer, TrainerConfig,
 };
 use mynah_models::adapter::{Adapter, LoraConfig};
 use mynah_models::{ComputeDevice, ComputeError, Model, Stop};
@@ -178,6 +178,77 @@ fn a_step_that_fails_or_is_cancelled_has_not_happened() {
     let outside = StepRows { new: vec![Row { tokens: &[1, 2, 512], prompt_len: 1 }], replayed: Vec::new() };
     let error = trainer.step(&mut fresh(&model), &outside, moment, &Stop::new()).unwrap_err();
     assert!(matches!(error, LearnError::Compute(ComputeError::TokenOutOfRange { id: 512, .. })), "{error}");
+}
+
+/// A state with what AdamW keeps, as bits.
+fn bits(state: &LearnerState) -> Vec<u32> {
+    let parts = [state.fast.values(), state.slow.values(), state.optimizer.first(), state.optimizer.second()];
+    parts.into_iter().flatten().map(|value| value.to_bits()).chain([state.optimizer.steps() as u32]).collect()
+}
+
+#[test]
+fn a_step_cancelled_at_any_moment_leaves_no_trace() {
+    let model = model();
+    let trainer = Trainer::new(&model, Method::default(), config());
+    let (new, replayed) = (rows(1), rows(2));
+    let rows = StepRows { new: as_rows(&new), replayed: as_rows(&replayed) };
+    let step = |state: &mut LearnerState, stop: &Stop| {
+        trainer.step(state, &rows, Moment { steps_done: state.optimizer.steps() + 1, steps_total: 9 }, stop)
+    };
+    let mut before = fresh(&model);
+    // After the first step the learners differ, so that there is a slow pass to cancel too.
+    step(&mut before, &Stop::new()).unwrap();
+    let mut undisturbed = before.clone();
+    step(&mut undisturbed, &Stop::new()).unwrap();
+    let mut cancels = 0;
+    for moment in 0..60u32 {
+        let (mut state, stop) = (before.clone(), Stop::new());
+        let result = std::thread::scope(|scope| {
+            let from_elsewhere = stop.clone();
+            scope.spawn(move || {
+                // Whenever this is: before, in or after the step.
+                (0..moment * moment * 10).for_each(|_| std::thread::yield_now());
+                from_elsewhere.set();
+            });
+            step(&mut state, &stop)
+        });
+        match result {
+            Ok(_) => assert!(bits(&state) == bits(&undisturbed), "the step was taken, and is another one"),
+            Err(LearnError::Compute(ComputeError::Cancelled)) => {
+                cancels += 1;
+                assert!(bits(&state) == bits(&before), "the step was not taken, and something changed");
+                step(&mut state, &Stop::new()).unwrap();
+                assert!(bits(&state) == bits(&undisturbed), "the next step is another one");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(cancels > 0, "no step was cancelled");
+}
+
+#[test]
+fn activations_kept_or_computed_again_give_the_same_bits() {
+    let model = model();
+    let layers = model.config().num_hidden_layers;
+    let mut adapter = fresh(&model).fast;
+    adapter.values_mut().iter_mut().enumerate().for_each(|(i, value)| *value += (i % 13) as f32 * 1e-3);
+    let on_device = model.upload(&adapter).unwrap();
+    let rows = rows(1);
+    let batch = Batch::new(&as_rows(&rows)).unwrap();
+    let stop = Stop::new();
+    let gradients = |kept_layers| {
+        let depths = HiddenLayers::All.depths(layers);
+        let tape = model.record(&batch.tokens, &depths, &on_device, kept_layers, &stop).unwrap();
+        let states = tape.hidden().iter().map(|state| state.clone().powi_scalar(2).sum());
+        let loss = states.reduce(|sum, state| sum + state).unwrap();
+        tape.gradients(&loss).unwrap()
+    };
+    let whole = gradients(layers);
+    assert!(whole.iter().all(|value| value.is_finite()) && whole.iter().filter(|value| **value != 0.0).count() > 1000);
+    for kept_layers in 0..layers {
+        let found = gradients(kept_layers);
+        assert!(found.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits()), "{kept_layers} layers kept");
+    }
 }
 
 #[test]

@@ -43,9 +43,17 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
+    /// What attention adds to `residual`, with that.
+    ///
     /// # Shapes
-    /// `x` and the result `[rows · cols, hidden_size]`.
-    pub(crate) fn forward(&self, x: Tensor<2>, layer: usize, pass: &mut Pass<'_>) -> Tensor<2> {
+    /// `x`, `residual` and the result `[rows · cols, hidden_size]`.
+    pub(crate) fn forward_onto(
+        &self,
+        residual: Tensor<2>,
+        x: Tensor<2>,
+        layer: usize,
+        pass: &mut Pass<'_>,
+    ) -> Tensor<2> {
         let normed = |x: Tensor<2>, norm: &Option<RmsNorm>| match norm {
             Some(norm) => norm.forward(x),
             None => x,
@@ -54,7 +62,7 @@ impl Attention {
         let k = rope(normed(self.k_proj.forward(x.clone(), pass), &self.k_norm), &pass.angles);
         let v = self.v_proj.forward(x, pass);
         let mixed = self.attend(q, k, v, layer, pass);
-        self.o_proj.forward(mixed, pass)
+        self.o_proj.forward_onto(residual, mixed, pass)
     }
 
     fn attend(&self, q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, layer: usize, pass: &mut Pass<'_>) -> Tensor<2> {

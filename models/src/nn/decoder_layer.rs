@@ -21,8 +21,10 @@ impl DecoderLayer {
     /// # Errors
     /// [`ComputeError::Cancelled`] before the layer begins.
     pub(crate) fn forward(&self, x: Tensor<2>, layer: usize, pass: &mut Pass<'_>) -> Result<Tensor<2>, ComputeError> {
-        pass.check_stop()?;
-        let x = x.clone() + self.self_attn.forward(self.input_layernorm.forward(x), layer, pass);
-        Ok(x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x), pass))
+        pass.stop.check()?;
+        let normed = self.input_layernorm.forward(x.clone());
+        let x = self.self_attn.forward_onto(x, normed, layer, pass);
+        let normed = self.post_attention_layernorm.forward(x.clone());
+        Ok(self.mlp.forward_onto(x, normed, pass))
     }
 }

@@ -2,9 +2,9 @@
 
 use burn::tensor::Tensor;
 
-use super::Pass;
+use super::{Pass, tracked};
 use crate::Projection;
-use crate::ops::{Frozen, packed_linear};
+use crate::ops::{Frozen, lora_linear, packed_linear};
 
 /// `y = x · Wᵀ + bias + scaling · (x · Aᵀ) · Bᵀ`, the last term where the pass brings an adapter for this place.
 #[derive(Debug)]
@@ -37,21 +37,38 @@ impl Linear {
     /// # Shapes
     /// `x` `[tokens, d_in]`, result `[tokens, d_out]`.
     pub(crate) fn forward(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        let mut y = packed_linear(x.clone(), &self.weight);
-        if let Some(bias) = &self.bias {
-            y = y + bias.clone().unsqueeze::<2>();
-        }
-        match pass.adapter.and_then(|adapter| adapter.branch(self.layer, self.projection)) {
-            Some(branch) => y + branch.forward(x),
+        self.project(x, None, pass)
+    }
+
+    /// `residual + forward(x)`.
+    ///
+    /// # Shapes
+    /// `x` `[tokens, d_in]`, `residual` and the result `[tokens, d_out]`.
+    pub(crate) fn forward_onto(&self, residual: Tensor<2>, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+        self.project(x, Some(residual), pass)
+    }
+
+    fn project(&self, x: Tensor<2>, residual: Option<Tensor<2>>, pass: &Pass<'_>) -> Tensor<2> {
+        let y = match pass.adapter.and_then(|adapter| adapter.branch(self.layer, self.projection)) {
+            Some(LoraBranch { a, b, scaling }) => {
+                lora_linear(x, &self.weight, [a.clone(), b.clone()], *scaling, residual)
+            }
+            None => match residual {
+                Some(residual) => residual + packed_linear(x, &self.weight),
+                None => packed_linear(x, &self.weight),
+            },
+        };
+        match &self.bias {
+            Some(bias) => y + bias.clone().unsqueeze::<2>(),
             None => y,
         }
     }
 }
 
 impl LoraBranch {
-    /// `scaling · (x · Aᵀ) · Bᵀ`; the thin product is scaled, never a full-sized one.
-    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let thin = x.matmul(self.a.clone().transpose()).mul_scalar(self.scaling);
-        thin.matmul(self.b.clone().transpose())
+    /// The same values as leaves of a graph.
+    pub(crate) fn tracked(&self) -> Self {
+        let leaf = |tensor: &Tensor<2>| tracked(tensor.clone());
+        Self { a: leaf(&self.a), b: leaf(&self.b), scaling: self.scaling }
     }
 }

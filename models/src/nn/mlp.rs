@@ -14,11 +14,13 @@ pub(crate) struct Mlp {
 }
 
 impl Mlp {
+    /// What the layer adds to `residual`, with that.
+    ///
     /// # Shapes
-    /// `x` and the result `[tokens, hidden_size]`.
-    pub(crate) fn forward(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+    /// `x`, `residual` and the result `[tokens, hidden_size]`.
+    pub(crate) fn forward_onto(&self, residual: Tensor<2>, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
         let gate = self.gate_proj.forward(x.clone(), pass);
         let up = self.up_proj.forward(x, pass);
-        self.down_proj.forward(swiglu(gate, up), pass)
+        self.down_proj.forward_onto(residual, swiglu(gate, up), pass)
     }
 }

@@ -11,6 +11,7 @@ mod linear;
 mod mlp;
 mod pass;
 mod rms_norm;
+mod tracked;
 
 pub(crate) use attention::{Attention, AttentionShape};
 pub(crate) use decoder::Decoder;
@@ -21,3 +22,4 @@ pub(crate) use mlp::Mlp;
 pub(crate) use pass::Pass;
 pub use pass::Stop;
 pub(crate) use rms_norm::RmsNorm;
+pub(crate) use tracked::{constant, tracked};

@@ -8,7 +8,7 @@ use crate::compute_error::ComputeError;
 use crate::device_adapter::DeviceAdapter;
 use crate::ops::RopeAngles;
 
-/// A flag that ends a pass between two layers, settable from any thread; cloning shares it.
+/// A flag that ends a pass between two layers, or two parts of a long operation, settable from any thread; cloning shares it.
 #[derive(Clone, Debug, Default)]
 pub struct Stop(Arc<AtomicBool>);
 
@@ -32,6 +32,14 @@ impl Stop {
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
+
+    /// [`ComputeError::Cancelled`] if the pass shall end.
+    ///
+    /// # Errors
+    /// That one.
+    pub fn check(&self) -> Result<(), ComputeError> {
+        if self.is_set() { Err(ComputeError::Cancelled) } else { Ok(()) }
+    }
 }
 
 /// One forward pass over `rows` × `cols` tokens.
@@ -48,11 +56,4 @@ pub(crate) struct Pass<'a> {
     pub(crate) cache: Option<&'a mut KvCache>,
     /// Checked before every layer.
     pub(crate) stop: &'a Stop,
-}
-
-impl Pass<'_> {
-    /// [`ComputeError::Cancelled`] if the pass shall end.
-    pub(crate) fn check_stop(&self) -> Result<(), ComputeError> {
-        if self.stop.is_set() { Err(ComputeError::Cancelled) } else { Ok(()) }
-    }
 }

@@ -21,6 +21,9 @@ impl RmsNorm {
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let ([tokens, features], width) = (x.dims(), self.weight.weight().len());
         assert_eq!(features % width, 0, "{features} features are no whole groups of {width}");
+        if features == width {
+            return rms_norm(x, &self.weight);
+        }
         rms_norm(x.reshape([tokens * features / width, width]), &self.weight).reshape([tokens, features])
     }
 }

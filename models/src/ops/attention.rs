@@ -24,7 +24,7 @@ pub(crate) struct Operand {
 
 /// Sizes of one attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Geometry {
+pub struct Geometry {
     /// Sequences of the batch.
     pub(crate) rows: usize,
     /// Queries of each.
@@ -43,12 +43,12 @@ pub(crate) struct Geometry {
 
 impl Geometry {
     /// A batch without a cache: keys and values `[rows · cols, key_value_heads · head_dim]`.
-    pub(crate) fn of_batch(rows: usize, cols: usize, heads: usize, key_value_heads: usize, head_dim: usize) -> Self {
+    pub fn of_batch(rows: usize, cols: usize, heads: usize, key_value_heads: usize, head_dim: usize) -> Self {
         Self { rows, cols, past: 0, heads, key_value_heads, head_dim, room: None }
     }
 
     /// One row with a cache: keys and values `[key_value_heads · room, head_dim]`, of which `past + cols` positions are filled.
-    pub(crate) fn of_cache(
+    pub fn of_cache(
         cols: usize,
         past: usize,
         room: usize,
@@ -88,7 +88,7 @@ impl Geometry {
 ///
 /// # Panics
 /// In the backward pass if the geometry is that of a cache: nothing is learned while decoding.
-pub(crate) fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, geometry: Geometry) -> Tensor<2> {
+pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, geometry: Geometry) -> Tensor<2> {
     assert_eq!(q.dims(), [geometry.rows * geometry.cols, geometry.query_width()], "queries of {geometry:?}");
     let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
     Tensor::from_dispatch(<Dispatch as AttentionOps>::causal_attention(q, k, v, geometry))

@@ -14,48 +14,62 @@ use burn::tensor::Tensor;
 
 use super::{Frozen, contiguous, cpu_matrix, cpu_tensor};
 use crate::kernels::cpu::head_loss as kernel;
+use crate::nn::Stop;
 
 /// Negative log-likelihood of each position's target, in nats: `log Σ exp(W·h) − (W·h)[target]`.
 ///
 /// # Shapes
 /// `hidden` `[positions, hidden_size]`, `targets` `[positions]`, `weight` `[vocab_size, hidden_size]`, result `[positions]`.
 ///
+/// Once `stop` is set it returns soon, with results that mean nothing.
+///
 /// # Panics
 /// If a target is not below `vocab_size`; the caller checks its batch.
-pub(crate) fn token_nll(hidden: Tensor<2>, targets: &[u32], weight: &Frozen) -> Tensor<1> {
+pub fn token_nll(hidden: Tensor<2>, targets: &[u32], weight: &Frozen, stop: &Stop) -> Tensor<1> {
     let [positions, _] = hidden.dims();
     assert_eq!(positions, targets.len(), "{positions} positions, {} targets", targets.len());
-    let nll = <Dispatch as HeadLossOps>::token_nll(hidden.into_dispatch(), Arc::from(targets), weight.clone());
+    let nll =
+        <Dispatch as HeadLossOps>::token_nll(hidden.into_dispatch(), Arc::from(targets), weight.clone(), stop.clone());
     Tensor::<2>::from_dispatch(nll).reshape([positions])
 }
 
 /// What a device must compute for [`HeadLossOps`].
 pub(crate) trait HeadLossKernel: Backend {
     /// Losses `[positions, 1]`, and d loss / d hidden `[positions, hidden_size]`.
-    fn token_nll_and_gradient(hidden: FloatTensor<Self>, targets: &[u32], weight: &Frozen) -> [FloatTensor<Self>; 2];
+    fn token_nll_and_gradient(
+        hidden: FloatTensor<Self>,
+        targets: &[u32],
+        weight: &Frozen,
+        stop: &Stop,
+    ) -> [FloatTensor<Self>; 2];
 }
 
 /// Cross-entropy through a packed output matrix.
 #[backend_extension(Flex, Cube: cfg(feature = "gpu"), Autodiff)]
 pub(crate) trait HeadLossOps: Backend {
     /// Losses `[positions, 1]` of `targets`.
-    fn token_nll(hidden: FloatTensor<Self>, targets: Arc<[u32]>, weight: Frozen) -> FloatTensor<Self>;
+    fn token_nll(hidden: FloatTensor<Self>, targets: Arc<[u32]>, weight: Frozen, stop: Stop) -> FloatTensor<Self>;
 }
 
 impl HeadLossOps for Flex {
-    fn token_nll(hidden: FloatTensor<Self>, targets: Arc<[u32]>, weight: Frozen) -> FloatTensor<Self> {
+    fn token_nll(hidden: FloatTensor<Self>, targets: Arc<[u32]>, weight: Frozen, stop: Stop) -> FloatTensor<Self> {
         let (hidden, [positions, _]) = cpu_matrix(&hidden);
         let mut nll = vec![0.0; positions];
-        kernel::token_nll(contiguous(&hidden), &targets, weight.matrix(), &mut nll, None);
+        kernel::token_nll(contiguous(&hidden), &targets, weight.weights(), &mut nll, None, &stop);
         cpu_tensor(nll, [positions, 1])
     }
 }
 
 impl HeadLossKernel for Flex {
-    fn token_nll_and_gradient(hidden: FloatTensor<Self>, targets: &[u32], weight: &Frozen) -> [FloatTensor<Self>; 2] {
+    fn token_nll_and_gradient(
+        hidden: FloatTensor<Self>,
+        targets: &[u32],
+        weight: &Frozen,
+        stop: &Stop,
+    ) -> [FloatTensor<Self>; 2] {
         let (hidden, [positions, width]) = cpu_matrix(&hidden);
         let (mut nll, mut gradient) = (vec![0.0; positions], vec![0.0; positions * width]);
-        kernel::token_nll(contiguous(&hidden), targets, weight.matrix(), &mut nll, Some(&mut gradient));
+        kernel::token_nll(contiguous(&hidden), targets, weight.weights(), &mut nll, Some(&mut gradient), stop);
         [cpu_tensor(nll, [positions, 1]), cpu_tensor(gradient, [positions, width])]
     }
 }
@@ -76,14 +90,14 @@ impl<B: HeadLossKernel> Backward<B, 1> for Scale {
 }
 
 impl<B: HeadLossKernel + HeadLossOps, C: CheckpointStrategy> HeadLossOps for Autodiff<B, C> {
-    fn token_nll(hidden: FloatTensor<Self>, targets: Arc<[u32]>, weight: Frozen) -> FloatTensor<Self> {
+    fn token_nll(hidden: FloatTensor<Self>, targets: Arc<[u32]>, weight: Frozen, stop: Stop) -> FloatTensor<Self> {
         let (hidden, node) = hidden.into_parts();
         match Backward::<B, 1>::prepare::<C>(Scale, [node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let [nll, gradient] = B::token_nll_and_gradient(hidden, &targets, &weight);
+                let [nll, gradient] = B::token_nll_and_gradient(hidden, &targets, &weight, &stop);
                 prep.finish(gradient, nll)
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::token_nll(hidden, targets, weight)),
+            OpsKind::UnTracked(prep) => prep.finish(B::token_nll(hidden, targets, weight, stop)),
         }
     }
 }

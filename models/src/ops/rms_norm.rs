@@ -4,8 +4,12 @@
 //! dx = r · (g − x · r² · mean(g · x))        g = dy · weight
 //! ```
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
+use burn::backend::autodiff::NodeId;
+use burn::backend::autodiff::checkpoint::retro_forward::RetroForward;
+use burn::backend::autodiff::checkpoint::state::BackwardStates;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
@@ -19,7 +23,7 @@ use crate::kernels::cpu::rms_norm as kernel;
 
 /// The frozen weight of a norm and what is added to the mean square; cloning copies a pointer.
 #[derive(Clone, Debug)]
-pub(crate) struct NormWeight(Arc<Inner>);
+pub struct NormWeight(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -30,17 +34,17 @@ struct Inner {
 
 impl NormWeight {
     /// `weight` has one value per feature.
-    pub(crate) fn new(weight: Vec<f32>, epsilon: f32) -> Self {
+    pub fn new(weight: Vec<f32>, epsilon: f32) -> Self {
         Self(Arc::new(Inner { weight, epsilon, on_device: DeviceCopy::default() }))
     }
 
     /// One value per feature.
-    pub(crate) fn weight(&self) -> &[f32] {
+    pub fn weight(&self) -> &[f32] {
         &self.0.weight
     }
 
     /// Added to the mean square.
-    pub(crate) fn epsilon(&self) -> f32 {
+    pub fn epsilon(&self) -> f32 {
         self.0.epsilon
     }
 
@@ -55,7 +59,7 @@ impl NormWeight {
 ///
 /// # Shapes
 /// `x` and the result `[rows, features]`, as many features as the weight has values.
-pub(crate) fn rms_norm(x: Tensor<2>, weight: &NormWeight) -> Tensor<2> {
+pub fn rms_norm(x: Tensor<2>, weight: &NormWeight) -> Tensor<2> {
     let [_, features] = x.dims();
     assert_eq!(features, weight.weight().len(), "features of a row and values of the weight");
     Tensor::from_dispatch(<Dispatch as RmsNormOps>::rms_norm(x.into_dispatch(), weight.clone()))
@@ -95,21 +99,43 @@ impl RmsNormKernel for Flex {
 #[derive(Debug)]
 struct Normalize;
 
-impl<B: RmsNormKernel> Backward<B, 1> for Normalize {
-    type State = (FloatTensor<B>, NormWeight);
+/// The normalized rows once more, where they were not kept.
+#[derive(Debug)]
+struct Again<B> {
+    x: NodeId,
+    weight: NormWeight,
+    backend: PhantomData<B>,
+}
 
-    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+impl<B: RmsNormOps> RetroForward for Again<B> {
+    fn forward(&self, states: &mut BackwardStates, out: NodeId) {
+        let x = states.get_state::<FloatTensor<B>>(&self.x);
+        states.save(out, B::rms_norm(x, self.weight.clone()));
+    }
+}
+
+impl<B: RmsNormKernel> Backward<B, 1> for Normalize {
+    type State = (NodeId, NormWeight);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let (x, weight) = ops.state;
+        let x = checkpointer.retrieve_node_output::<FloatTensor<B>>(x);
         unary::<B, _>(ops.parents, ops.node, grads, |dy| B::rms_norm_backward(x, dy, &weight));
     }
 }
 
 impl<B: RmsNormKernel + RmsNormOps, C: CheckpointStrategy> RmsNormOps for Autodiff<B, C> {
     fn rms_norm(x: FloatTensor<Self>, weight: NormWeight) -> FloatTensor<Self> {
+        let input = x.clone();
         let (x, node) = x.into_parts();
-        let y = B::rms_norm(x.clone(), weight.clone());
-        match Backward::<B, 1>::prepare::<C>(Normalize, [node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((x, weight), y),
+        let again = Again::<B> { x: node.id(), weight: weight.clone(), backend: PhantomData };
+        let y = B::rms_norm(x, weight.clone());
+        let prep = Backward::<B, 1>::prepare::<C>(Normalize, [node]);
+        match prep.memory_bound().retro_forward(again).parents([&input]).stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let x = prep.checkpoint(&input);
+                prep.finish((x, weight), y)
+            }
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }

@@ -4,6 +4,11 @@
 //! d gate = dy · up · σ · (1 + gate · (1 − σ))        d up = dy · gate · σ        σ = 1 / (1 + exp(−gate))
 //! ```
 
+use std::marker::PhantomData;
+
+use burn::backend::autodiff::NodeId;
+use burn::backend::autodiff::checkpoint::retro_forward::RetroForward;
+use burn::backend::autodiff::checkpoint::state::BackwardStates;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -18,7 +23,7 @@ use crate::kernels::cpu::swiglu as kernel;
 ///
 /// # Shapes
 /// `gate`, `up` and the result `[tokens, intermediate_size]`.
-pub(crate) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     assert_eq!(gate.dims(), up.dims(), "gate and up");
     Tensor::from_dispatch(<Dispatch as SwigluOps>::swiglu(gate.into_dispatch(), up.into_dispatch()))
 }
@@ -62,12 +67,26 @@ impl SwigluKernel for Flex {
 #[derive(Debug)]
 struct Gate;
 
-impl<B: SwigluKernel> Backward<B, 2> for Gate {
-    type State = [FloatTensor<B>; 2];
+/// The activation once more, where it was not kept.
+#[derive(Debug)]
+struct Again<B> {
+    inputs: [NodeId; 2],
+    backend: PhantomData<B>,
+}
 
-    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+impl<B: SwigluOps> RetroForward for Again<B> {
+    fn forward(&self, states: &mut BackwardStates, out: NodeId) {
+        let [gate, up] = self.inputs.map(|input| states.get_state::<FloatTensor<B>>(&input));
+        states.save(out, B::swiglu(gate, up));
+    }
+}
+
+impl<B: SwigluKernel> Backward<B, 2> for Gate {
+    type State = [NodeId; 2];
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let dy = grads.consume::<B>(&ops.node);
-        let [gate, up] = ops.state;
+        let [gate, up] = ops.state.map(|node| checkpointer.retrieve_node_output::<FloatTensor<B>>(node));
         let gradients = B::swiglu_backward(gate, up, dy);
         for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
             if let Some(parent) = parent {
@@ -79,10 +98,16 @@ impl<B: SwigluKernel> Backward<B, 2> for Gate {
 
 impl<B: SwigluKernel + SwigluOps, C: CheckpointStrategy> SwigluOps for Autodiff<B, C> {
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let inputs = [gate.clone(), up.clone()];
         let ((gate, gate_node), (up, up_node)) = (gate.into_parts(), up.into_parts());
-        let y = B::swiglu(gate.clone(), up.clone());
-        match Backward::<B, 2>::prepare::<C>(Gate, [gate_node, up_node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish([gate, up], y),
+        let again = Again::<B> { inputs: [gate_node.id(), up_node.id()], backend: PhantomData };
+        let y = B::swiglu(gate, up);
+        let prep = Backward::<B, 2>::prepare::<C>(Gate, [gate_node, up_node]);
+        match prep.memory_bound().retro_forward(again).parents(&inputs).stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let nodes = inputs.each_ref().map(|input| prep.checkpoint(input));
+                prep.finish(nodes, y)
+            }
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }

@@ -1,10 +1,10 @@
-//! The two learners of a step on the device: one frozen base, the fast adapter tracked, the slow one not.
+//! The two learners of a step on the device: one frozen base, and gradients for the fast adapter only.
 
 use std::cell::Cell;
 
 use burn::tensor::Tensor;
 use mynah_models::adapter::Adapter;
-use mynah_models::{ComputeError, DeviceAdapter, Model, Stop};
+use mynah_models::{ComputeError, DeviceAdapter, Model, Stop, Tape};
 
 use super::batch::Batch;
 use super::loss;
@@ -26,8 +26,8 @@ impl<'a> Learners<'a> {
     /// [`ComputeError::AdapterShape`] for an adapter of another model.
     pub fn upload(model: &'a Model, fast: &Adapter, slow: Option<&Adapter>) -> Result<Self, ComputeError> {
         let are_equal = slow.is_some_and(|slow| slow.values() == fast.values());
-        let slow = slow.filter(|_| !are_equal).map(|slow| model.upload(slow, false)).transpose()?;
-        Ok(Self { model, fast: model.upload(fast, true)?, slow, are_equal, forward_passes: Cell::new(0) })
+        let slow = slow.filter(|_| !are_equal).map(|slow| model.upload(slow)).transpose()?;
+        Ok(Self { model, fast: model.upload(fast)?, slow, are_equal, forward_passes: Cell::new(0) })
     }
 
     /// Whether the two adapters have the same values: then their hidden states differ by rounding at most, and nothing
@@ -46,41 +46,38 @@ impl<'a> Learners<'a> {
         self.model.config().num_hidden_layers
     }
 
-    /// Hidden states of the fast learner at `depths`, tracked for gradients. The last depth is the model's last.
+    /// Hidden states of the fast learner at `depths`, and the way back from them. The last depth is the model's last.
+    ///
+    /// # Errors
+    /// [`ComputeError`], a cancel through `stop` included.
+    pub fn fast<'s>(&'s self, batch: &Batch, depths: &[usize], stop: &'s Stop) -> Result<Tape<'s>, ComputeError> {
+        self.count_pass();
+        self.model.record(&batch.tokens, depths, &self.fast, self.num_hidden_layers(), stop)
+    }
+
+    /// Hidden states of the slow learner, constants to gradients.
     ///
     /// # Shapes
     /// `[rows * cols, hidden_size]` each.
     ///
     /// # Errors
-    /// [`ComputeError`], a cancel through `stop` included.
-    pub fn fast(&self, batch: &Batch, depths: &[usize], stop: &Stop) -> Result<Vec<Tensor<2>>, ComputeError> {
-        self.forward(batch, depths, &self.fast, stop)
-    }
-
-    /// Hidden states of the slow learner, constants to gradients. Shapes and errors as [`Learners::fast`].
+    /// As [`Learners::fast`].
     ///
     /// # Panics
     /// If the method did not say that it [asks](super::ContinualMethod::asks_slow) the slow learner, or the two
     /// [are equal](Learners::are_equal).
     pub fn slow(&self, batch: &Batch, depths: &[usize], stop: &Stop) -> Result<Vec<Tensor<2>>, ComputeError> {
         let Some(slow) = &self.slow else { panic!("the slow learner was not announced, or is the fast one") };
-        Ok(self.forward(batch, depths, slow, stop)?.into_iter().map(Tensor::inner).collect())
+        self.count_pass();
+        self.model.hidden_states(&batch.tokens, depths, Some(slow), stop)
     }
 
     /// Sum of the negative log likelihoods of a batch's scored tokens, `[1]`, in nats.
     ///
     /// # Errors
-    /// [`ComputeError::TokenOutOfRange`] for a target that the vocabulary does not have.
-    pub fn nll_sum(&self, hidden: &Tensor<2>, batch: &Batch) -> Result<Tensor<1>, ComputeError> {
-        loss::nll_sum(self.model, hidden, batch)
-    }
-
-    /// Goes backwards from a loss of the fast learner. Gives the gradient in the order of [`Adapter::values`].
-    ///
-    /// # Errors
-    /// [`ComputeError::Device`] if the device failed.
-    pub fn gradient(&self, loss: &Tensor<1>) -> Result<Vec<f32>, ComputeError> {
-        self.fast.gradients(&loss.backward())
+    /// [`ComputeError::TokenOutOfRange`] for a target that the vocabulary does not have; a cancel.
+    pub fn nll_sum(&self, hidden: &Tensor<2>, batch: &Batch, stop: &Stop) -> Result<Tensor<1>, ComputeError> {
+        loss::nll_sum(self.model, hidden, batch, stop)
     }
 
     /// Forward passes so far, over either learner.
@@ -88,14 +85,7 @@ impl<'a> Learners<'a> {
         self.forward_passes.get()
     }
 
-    fn forward(
-        &self,
-        batch: &Batch,
-        depths: &[usize],
-        adapter: &DeviceAdapter,
-        stop: &Stop,
-    ) -> Result<Vec<Tensor<2>>, ComputeError> {
+    fn count_pass(&self) {
         self.forward_passes.set(self.forward_passes.get() + 1);
-        self.model.hidden_states(&batch.tokens, depths, Some(adapter), stop)
     }
 }

@@ -5,7 +5,7 @@
 
 use burn::tensor::activation::{log_softmax, relu};
 use burn::tensor::{Int, Tensor, TensorData};
-use mynah_models::{ComputeError, Model};
+use mynah_models::{ComputeError, Model, Stop};
 use serde::{Deserialize, Serialize};
 
 use super::batch::Batch;
@@ -88,9 +88,9 @@ pub fn select(hidden: &Tensor<2>, positions: &[usize]) -> Tensor<2> {
 /// `hidden` `[rows * cols, hidden_size]`, after the final norm; result `[1]`.
 ///
 /// # Errors
-/// [`ComputeError::TokenOutOfRange`] for a target that the vocabulary does not have.
-pub fn nll_sum(model: &Model, hidden: &Tensor<2>, batch: &Batch) -> Result<Tensor<1>, ComputeError> {
-    Ok(model.token_nll(select(hidden, &batch.positions), &batch.targets)?.sum())
+/// [`ComputeError::TokenOutOfRange`] for a target that the vocabulary does not have; a cancel through `stop`.
+pub fn nll_sum(model: &Model, hidden: &Tensor<2>, batch: &Batch, stop: &Stop) -> Result<Tensor<1>, ComputeError> {
+    Ok(model.token_nll(select(hidden, &batch.positions), &batch.targets, stop)?.sum())
 }
 
 /// Sum over positions, and over units where the form compares hidden states, of the difference between two learners.

@@ -120,7 +120,7 @@ impl<'a, M: ContinualMethod> Trainer<'a, M> {
 
     /// Takes one step: changes `state` as a whole, or not at all.
     ///
-    /// `stop` is looked at between layers and micro-batches; a step that was stopped has not happened.
+    /// `stop` is looked at between layers, forwards and backwards; a step that was stopped has not happened.
     ///
     /// # Errors
     /// [`LearnError`]; [`ComputeError::Cancelled`] after a stop.
@@ -138,9 +138,9 @@ impl<'a, M: ContinualMethod> Trainer<'a, M> {
         let mut measured = Measured::default();
         for micro in &micro_batches {
             let loss = self.method.loss(&learners, micro, stop)?;
-            add(&mut gradient, &learners.gradient(&loss.total)?);
-            measured.add(micro.source, self.read(loss)?);
-            check(stop)?;
+            measured.add(micro.source, self.read(&loss)?);
+            add(&mut gradient, &loss.tape.gradients(&loss.total)?);
+            stop.check()?;
         }
         let grad_norm = clip(&mut gradient, self.config.optimizer.max_grad_norm);
         check_finite(moment, measured.loss, grad_norm)?;
@@ -163,9 +163,9 @@ impl<'a, M: ContinualMethod> Trainer<'a, M> {
     }
 
     /// The numbers of a loss: total, cross entropy, consistency.
-    fn read(&self, loss: Loss) -> Result<[Option<f64>; 3], ComputeError> {
+    fn read(&self, loss: &Loss<'_>) -> Result<[Option<f64>; 3], ComputeError> {
         let has_consistency = loss.consistency.is_some();
-        let terms = [Some(loss.total.inner()), Some(loss.cross_entropy), loss.consistency];
+        let terms = [Some(loss.total.clone().inner()), Some(loss.cross_entropy.clone()), loss.consistency.clone()];
         let read = self.model.device().read(Tensor::cat(terms.into_iter().flatten().collect(), 0))?;
         let at = |index: usize| read.get(index).map(|value| f64::from(*value));
         Ok([at(0), at(1), if has_consistency { at(2) } else { None }])
@@ -210,10 +210,6 @@ impl Measured {
 
 fn add(sum: &mut [f32], part: &[f32]) {
     sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
-}
-
-fn check(stop: &Stop) -> Result<(), ComputeError> {
-    if stop.is_set() { Err(ComputeError::Cancelled) } else { Ok(()) }
 }
 
 fn check_finite(moment: Moment, loss: f64, grad_norm: f64) -> Result<(), LearnError> {

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mynah_models::Model;
 use mynah_models::adapter::{Adapter, LoraConfig};
 use mynah_models::chat_template::{ChatTemplate, TemplateError};
 use mynah_models::tokenizer::Tokenizer;
 use mynah_models::weights::Gguf;
+use mynah_models::{Model, Precision};
 
 use super::control::Control;
 use super::error::SessionError;
@@ -59,6 +59,7 @@ impl From<Arc<Gguf>> for ModelSource {
 pub struct SessionBuilder {
     pub(super) model: ModelSource,
     pub(super) device: DeviceChoice,
+    pub(super) precision: Precision,
     pub(super) store: Option<PathBuf>,
     pub(super) is_read_only: bool,
     pub(super) threads: usize,
@@ -78,6 +79,7 @@ impl SessionBuilder {
         Self {
             model,
             device: DeviceChoice::default(),
+            precision: Precision::Fast,
             store: None,
             is_read_only: false,
             threads: 0,
@@ -96,6 +98,12 @@ impl SessionBuilder {
     /// Where to compute. Default: the CPU. A GPU that is not there means the CPU and a [`Session::notice`].
     pub fn device(mut self, device: DeviceChoice) -> Self {
         self.device = device;
+        self
+    }
+
+    /// How exactly to compute on the CPU. Default: [`Precision::Fast`].
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
         self
     }
 
@@ -191,7 +199,7 @@ impl SessionBuilder {
         let threads =
             Threads::new(self.threads).map_err(|source| SessionError::Threads { threads: self.threads, source })?;
         let wording = wording(&gguf, self.end_token)?;
-        let opened = device::open(self.device);
+        let opened = device::open(self.device, self.precision);
         let model = threads.run(|| Model::load(&gguf, &opened.device))?;
         let (ledger, saved) = match &self.store {
             Some(folder) => Ledger::open(folder, self.is_read_only, &model, &wording.tokenizer)?,

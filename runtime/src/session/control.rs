@@ -66,7 +66,7 @@ impl Control {
         }))
     }
 
-    /// Ends the call in hand at the next layer, micro-batch or token; with none in hand, the next one ends at once.
+    /// Ends the call in hand at the next layer, forwards or backwards, or token; with none in hand, the next one ends at once.
     ///
     /// The call that it ended uses it up. Never blocks.
     pub fn cancel(&self) {

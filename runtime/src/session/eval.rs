@@ -155,7 +155,7 @@ impl Session {
     fn window_nll(&self, ids: &[u32], adapter: Option<&DeviceAdapter>) -> Result<f64, ComputeError> {
         let batch = Batch::new(&[Row { tokens: ids, prompt_len: 1 }])?;
         let hidden = self.model.forward(&batch.tokens, adapter, self.control.stop())?;
-        let nll = self.model.token_nll(select(&hidden, &batch.positions), &batch.targets)?;
+        let nll = self.model.token_nll(select(&hidden, &batch.positions), &batch.targets, self.control.stop())?;
         Ok(self.model.device().read(nll)?.into_iter().map(f64::from).sum())
     }
 }

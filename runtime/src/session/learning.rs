@@ -70,7 +70,7 @@ impl Session {
     /// new run, and an unfinished one before it is given up as far as it came.
     ///
     /// A run stopped and resumed, at whatever step and however often, even by a kill, gives the same bytes on the CPU as
-    /// one that never stopped.
+    /// one that never stopped, if its [`precision`](super::SessionBuilder::precision) stays the same.
     ///
     /// After each step, or every [`commit_every_steps`](super::SessionBuilder::commit_every_steps), the state is
     /// committed to the store; on return all of it is. What is served is always the newest state.
@@ -216,7 +216,8 @@ impl Session {
         log::warn!("{notice}");
         self.notice = Some(notice);
         self.serving = None;
-        self.model = Arc::new(Model::load(self.model.gguf(), &ComputeDevice::cpu())?);
+        let cpu = ComputeDevice::cpu().with_precision(self.model.device().precision());
+        self.model = Arc::new(Model::load(self.model.gguf(), &cpu)?);
         Ok(())
     }
 

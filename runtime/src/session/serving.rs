@@ -136,6 +136,6 @@ impl Session {
         let adapter = self.adapter(learner);
         let all_b_zero =
             adapter.layout().pairs().iter().all(|pair| adapter.values()[pair.b.clone()].iter().all(|b| *b == 0.0));
-        if all_b_zero { Ok(None) } else { self.model.upload(adapter, false).map(Some) }
+        if all_b_zero { Ok(None) } else { self.model.upload(adapter).map(Some) }
     }
 }

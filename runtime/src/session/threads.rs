@@ -23,7 +23,8 @@ impl Threads {
     pub(crate) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         match &self.0 {
             Some(pool) => pool.install(work),
-            None => work(),
+            // On a thread of the pool: each of the many small pieces of work would otherwise be handed over to it, and waited for.
+            None => rayon::scope(|_| work()),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mynah::example::{Example, ExampleId};
-use mynah::replay::{LogConfig, ReplayLog};
+use mynah::replay::{Compact, LogConfig, ReplayLog};
 use mynah::storage::sim::{SimFlash, Tear};
 
 use super::TOKENIZER;
@@ -29,10 +29,11 @@ pub fn operations(data: &[u8]) {
             log = open(flash);
         }
         let mut after = live.clone();
-        let is_done = match kind % 4 {
-            0 | 1 => append(&mut log, &mut after, at as u32, a, b),
-            2 => remove(&mut log, &mut after, a, b),
-            _ => true,
+        let is_done = match kind % 8 {
+            0..=3 => append(&mut log, &mut after, at as u32, a, b),
+            4 | 5 => remove(&mut log, &mut after, a, b),
+            6 => stage(&mut log, &mut after, at as u32, a),
+            _ => compact(&mut log, a),
         };
         if is_done {
             live = after.clone();
@@ -59,14 +60,15 @@ fn contents(log: &mut ReplayLog<Flash>) -> Live {
     ids.into_iter().map(|id| (id, log.read(id).expect("a listed record"))).collect()
 }
 
+fn example(at: u32, number: u32, a: u8, b: u8) -> Example {
+    let prompt: Vec<u32> = (0..1 + u32::from(b % 40)).map(|token| (token * token) ^ at).collect();
+    let task = ["one", "two", "three"][usize::from(a % 3)];
+    Example::new(&prompt, &[number, at], 0, task, at.into()).expect("within all limits")
+}
+
 /// Appends up to four examples; `after` is what the log holds if that is done.
 fn append(log: &mut ReplayLog<Flash>, after: &mut Live, at: u32, a: u8, b: u8) -> bool {
-    let example = |number: u32| {
-        let prompt: Vec<u32> = (0..1 + u32::from(b % 40)).map(|token| (token * token) ^ at).collect();
-        let task = ["one", "two", "three"][usize::from(a % 3)];
-        Example::new(&prompt, &[number, at], 0, task, at.into()).expect("within all limits")
-    };
-    let examples: Vec<Example> = (0..=u32::from(a % 4)).map(example).collect();
+    let examples: Vec<Example> = (0..=u32::from(a % 4)).map(|number| example(at, number, a, b)).collect();
     let first = log.next_id().0;
     let ids = (first..).map(ExampleId).take(examples.len());
     after.extend(ids.zip(examples.iter().cloned()));
@@ -79,4 +81,23 @@ fn remove(log: &mut ReplayLog<Flash>, after: &mut Live, a: u8, b: u8) -> bool {
     ids.dedup();
     ids.iter().for_each(|id| drop(after.remove(id)));
     log.remove_all(&ids).is_ok()
+}
+
+/// Stages an example and flushes it.
+fn stage(log: &mut ReplayLog<Flash>, after: &mut Live, at: u32, a: u8) -> bool {
+    let staged = example(at, 9, a, a);
+    let Ok(id) = log.stage(&staged) else { return false };
+    after.insert(id, staged);
+    log.flush().is_ok()
+}
+
+/// Copies live records out of segments and erases those; whatever a cut leaves, the records are the same.
+fn compact(log: &mut ReplayLog<Flash>, a: u8) -> bool {
+    let removed: Vec<ExampleId> = (1..log.next_id().0).map(ExampleId).filter(|&id| log.info(id).is_none()).collect();
+    let what = match a % 3 {
+        0 => Compact::All,
+        1 => Compact::Wasteful,
+        _ => Compact::Holding(&removed),
+    };
+    log.compact(what).is_ok()
 }

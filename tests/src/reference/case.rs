@@ -118,14 +118,14 @@ impl Case<'_> {
         comparison: &mut Comparison,
     ) -> Result<(), ReferenceError> {
         let factor = self.setting.factor;
-        let on_device = self.model.upload(adapter, true)?;
-        let hidden = self.model.forward(&batch.tokens, Some(&on_device), &Stop::new())?;
+        let on_device = self.model.upload(adapter)?;
         if self.type_name == "f32" {
-            let logits = self.setting.device.read(self.model.logits(hidden.clone()))?;
+            let hidden = self.model.forward(&batch.tokens, Some(&on_device), &Stop::new())?;
+            let logits = self.setting.device.read(self.model.logits(hidden))?;
             let expected = batch.real_rows(self.tensors.floats("lora.logits")?);
             comparison.close("lora.logits", &batch.real_rows(&logits), &expected, LOGITS * factor);
         }
-        let (loss, gradient) = batch.loss_and_gradient(self.model, hidden, &on_device)?;
+        let (loss, gradient) = batch.loss_and_gradient(self.model, &on_device)?;
         comparison.close("lora.loss", &[loss], self.tensors.floats(&self.of_type("lora.loss"))?, LOSS * factor);
         let prefix = self.of_type("lora.grad.");
         let largest =
@@ -171,9 +171,7 @@ impl Case<'_> {
         let mut optimizer = AdamW::new(adapter.values().len());
         let mut losses = Vec::new();
         for step in 0..expected.len() {
-            let on_device = self.model.upload(&adapter, true)?;
-            let hidden = self.model.forward(&batch.tokens, Some(&on_device), &Stop::new())?;
-            let (loss, gradient) = batch.loss_and_gradient(self.model, hidden, &on_device)?;
+            let (loss, gradient) = batch.loss_and_gradient(self.model, &self.model.upload(&adapter)?)?;
             losses.push(loss);
             if step + 1 < expected.len() {
                 optimizer.step(adapter.values_mut(), &gradient, rate, &config);
@@ -290,19 +288,19 @@ impl ScoredBatch {
     pub(super) fn loss(&self, model: &Model, hidden: Tensor<2>) -> Result<Tensor<1>, ReferenceError> {
         let scored =
             Tensor::<1, Int>::from_data(TensorData::new(self.scored.clone(), [self.scored.len()]), &hidden.device());
-        Ok(model.token_nll(hidden.select(0, scored), &self.targets)?.mean())
+        Ok(model.token_nll(hidden.select(0, scored), &self.targets, &Stop::new())?.mean())
     }
 
     pub(super) fn loss_and_gradient(
         &self,
         model: &Model,
-        hidden: Tensor<2>,
         adapter: &DeviceAdapter,
     ) -> Result<(f32, Vec<f32>), ReferenceError> {
-        let loss = self.loss(model, hidden)?;
-        let gradients = loss.backward();
-        let gradient = adapter.gradients(&gradients)?;
-        Ok((model.device().read(loss)?[0], gradient))
+        let (depth, stop) = (model.config().num_hidden_layers, Stop::new());
+        let tape = model.record(&self.tokens, &[depth], adapter, depth, &stop)?;
+        let loss = self.loss(model, tape.hidden()[0].clone())?;
+        let gradient = tape.gradients(&loss)?;
+        Ok((model.device().read(loss.inner())?[0], gradient))
     }
 }
 

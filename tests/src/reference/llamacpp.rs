@@ -131,7 +131,11 @@ fn compare_perplexity(
     for chunk in tokens.chunks_exact(window).take(windows) {
         let hidden = model.forward(&TokenBatch::new(chunk.to_vec(), 1, window)?, None, &Stop::new())?;
         let [positions, width] = hidden.dims();
-        let nll = setting.device.read(model.token_nll(hidden.slice([0..positions - 1, 0..width]), &chunk[1..])?)?;
+        let nll = setting.device.read(model.token_nll(
+            hidden.slice([0..positions - 1, 0..width]),
+            &chunk[1..],
+            &Stop::new(),
+        )?)?;
         half.extend_from_slice(&nll[window / 2..]);
         all.extend(nll);
     }

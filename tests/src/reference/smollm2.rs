@@ -79,7 +79,11 @@ fn compare_texts(
         let sums: Vec<f32> = logits.chunks_exact(vocab).map(log_sum_exp).collect();
         comparison.close("logsumexp", &sums, tensors.floats(&of("logsumexp"))?, LOGIT * setting.factor);
         let [positions, width] = hidden.dims();
-        let nll = setting.device.read(model.token_nll(hidden.slice([0..positions - 1, 0..width]), &ids[1..])?)?;
+        let nll = setting.device.read(model.token_nll(
+            hidden.slice([0..positions - 1, 0..width]),
+            &ids[1..],
+            &Stop::new(),
+        )?)?;
         comparison.close("nll", &nll, tensors.floats(&of("nll"))?, LOGIT * setting.factor);
         let mean = nll.iter().map(|nll| f64::from(*nll)).sum::<f64>() / nll.len() as f64;
         let expected = text["mean_nll"].as_f64().unwrap_or(f64::NAN);
@@ -123,9 +127,7 @@ fn compare_lora(
     let mut optimizer = AdamW::new(adapter.values().len());
     let mut losses = Vec::new();
     for step in 0..expected.len() {
-        let on_device = model.upload(&adapter, true)?;
-        let hidden = model.forward(&batch.tokens, Some(&on_device), &Stop::new())?;
-        let (loss, gradient) = batch.loss_and_gradient(model, hidden, &on_device)?;
+        let (loss, gradient) = batch.loss_and_gradient(model, &model.upload(&adapter)?)?;
         losses.push(loss);
         if step == 0 {
             comparison.close("lora.loss", &[loss], &[number(&lora["loss"])], LOSS * factor);

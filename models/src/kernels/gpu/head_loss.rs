@@ -7,6 +7,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use burn_cubecl::tensor::CubeTensor;
 
 use super::device_matrix::{Gpu, primitive, tensor};
+use crate::nn::Stop;
 use crate::ops::Frozen;
 use crate::ops::head_loss::{HeadLossKernel, HeadLossOps};
 use crate::ops::packed_linear::PackedLinearOps;
@@ -15,27 +16,45 @@ use crate::ops::packed_linear::PackedLinearOps;
 const LOGITS_BYTES: usize = 16 << 20;
 
 impl HeadLossOps for Gpu {
-    fn token_nll(hidden: FloatTensor<Self>, targets: Arc<[u32]>, weight: Frozen) -> FloatTensor<Self> {
-        let [nll, _] = in_chunks(hidden, &targets, &weight, false);
+    fn token_nll(hidden: FloatTensor<Self>, targets: Arc<[u32]>, weight: Frozen, stop: Stop) -> FloatTensor<Self> {
+        let [nll, _] = in_chunks(hidden, &targets, &weight, false, &stop);
         nll
     }
 }
 
 impl HeadLossKernel for Gpu {
-    fn token_nll_and_gradient(hidden: FloatTensor<Self>, targets: &[u32], weight: &Frozen) -> [FloatTensor<Self>; 2] {
-        in_chunks(hidden, targets, weight, true)
+    fn token_nll_and_gradient(
+        hidden: FloatTensor<Self>,
+        targets: &[u32],
+        weight: &Frozen,
+        stop: &Stop,
+    ) -> [FloatTensor<Self>; 2] {
+        in_chunks(hidden, targets, weight, true, stop)
     }
 }
 
-/// Losses `[positions, 1]`, and where `with_gradient`, d loss / d hidden; the losses again otherwise.
-fn in_chunks(hidden: CubeTensor, targets: &[u32], weight: &Frozen, with_gradient: bool) -> [CubeTensor; 2] {
+/// Losses `[positions, 1]`, and where `with_gradient`, d loss / d hidden; the losses again otherwise. After a stop both are
+/// of the right shape and mean nothing.
+fn in_chunks(
+    hidden: CubeTensor,
+    targets: &[u32],
+    weight: &Frozen,
+    with_gradient: bool,
+    stop: &Stop,
+) -> [CubeTensor; 2] {
     let hidden = tensor(hidden);
     let device = hidden.device();
     let [positions, width] = hidden.dims();
-    let vocab = weight.matrix().rows();
+    let vocab = weight.weights().rows();
     let at_once = (LOGITS_BYTES / (4 * vocab)).clamp(8, 512);
     let (mut losses, mut gradients) = (Vec::new(), Vec::new());
     for first in (0..positions).step_by(at_once) {
+        if stop.is_set() {
+            let rest = positions - first;
+            losses.push(Tensor::zeros([rest, 1], &device));
+            gradients.push(Tensor::zeros([rest, width], &device));
+            break;
+        }
         let end = (first + at_once).min(positions);
         let count = end - first;
         let chunk = hidden.clone().slice([first..end, 0..width]);

@@ -7,7 +7,9 @@
 mod attention;
 mod device_matrix;
 mod head_loss;
+mod lora_linear;
 mod packed_linear;
+mod pull_back;
 mod rms_norm;
 mod rope;
 mod swiglu;

@@ -41,7 +41,12 @@ impl ContinualMethod for Er {
         SettingError::check_replay_ratio(self.replay_ratio)
     }
 
-    fn loss(&self, learners: &Learners<'_>, micro: &MicroBatch, stop: &Stop) -> Result<Loss, ComputeError> {
+    fn loss<'s>(
+        &self,
+        learners: &'s Learners<'_>,
+        micro: &MicroBatch,
+        stop: &'s Stop,
+    ) -> Result<Loss<'s>, ComputeError> {
         replay_loss(learners, micro, stop)
     }
 

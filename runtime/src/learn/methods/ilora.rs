@@ -154,7 +154,12 @@ impl ContinualMethod for Ilora {
         }
     }
 
-    fn loss(&self, learners: &Learners<'_>, micro: &MicroBatch, stop: &Stop) -> Result<Loss, ComputeError> {
+    fn loss<'s>(
+        &self,
+        learners: &'s Learners<'_>,
+        micro: &MicroBatch,
+        stop: &'s Stop,
+    ) -> Result<Loss<'s>, ComputeError> {
         if self.gamma == 0.0 || micro.source == Source::New {
             return replay_loss(learners, micro, stop);
         }
@@ -166,8 +171,8 @@ impl ContinualMethod for Ilora {
         // The slow pass first: its activations are gone before those of the fast one are kept.
         let slow = learners.slow(&micro.batch, &depths, stop)?;
         let fast = learners.fast(&micro.batch, &depths, stop)?;
-        let loss = cross_entropy(learners, micro, &fast[depths.len() - 1])?;
-        let consistency = self.consistency(learners, micro, &fast, &slow);
+        let consistency = self.consistency(learners, micro, fast.hidden(), &slow);
+        let loss = cross_entropy(learners, micro, fast, stop)?;
         let total = loss.total + consistency.clone() * self.gamma;
         Ok(Loss { total, consistency: Some(consistency.inner()), ..loss })
     }

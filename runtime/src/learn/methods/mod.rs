@@ -8,7 +8,7 @@ mod sequential;
 
 use burn::tensor::Tensor;
 use mynah_models::adapter::Adapter;
-use mynah_models::{ComputeError, Stop};
+use mynah_models::{ComputeError, Stop, Tape};
 use serde::{Deserialize, Serialize};
 
 pub use er::Er;
@@ -98,7 +98,9 @@ impl StepTotals {
 
 /// What one micro-batch adds to the loss of its step.
 #[derive(Debug)]
-pub struct Loss {
+pub struct Loss<'a> {
+    /// The pass that it was computed from.
+    pub tape: Tape<'a>,
     /// The share of the loss to go backwards from, `[1]`.
     pub total: Tensor<1>,
     /// The share of the mean cross entropy of its source, `[1]`, before weighting.
@@ -139,7 +141,12 @@ pub trait ContinualMethod {
     ///
     /// # Errors
     /// [`ComputeError`], a cancel through `stop` included.
-    fn loss(&self, learners: &Learners<'_>, micro: &MicroBatch, stop: &Stop) -> Result<Loss, ComputeError>;
+    fn loss<'s>(
+        &self,
+        learners: &'s Learners<'_>,
+        micro: &MicroBatch,
+        stop: &'s Stop,
+    ) -> Result<Loss<'s>, ComputeError>;
 
     /// Updates what is served, after the optimizer has moved `fast`.
     fn after_step(&self, moment: Moment, fast: &Adapter, slow: &mut Adapter);
@@ -149,26 +156,32 @@ pub trait ContinualMethod {
 ///
 /// # Errors
 /// As [`ContinualMethod::loss`].
-pub(crate) fn replay_loss(learners: &Learners<'_>, micro: &MicroBatch, stop: &Stop) -> Result<Loss, ComputeError> {
-    let last = learners.fast(&micro.batch, &HiddenLayers::Last.depths(learners.num_hidden_layers()), stop)?;
-    cross_entropy(learners, micro, &last[0])
+pub(crate) fn replay_loss<'s>(
+    learners: &'s Learners<'_>,
+    micro: &MicroBatch,
+    stop: &'s Stop,
+) -> Result<Loss<'s>, ComputeError> {
+    let depths = HiddenLayers::Last.depths(learners.num_hidden_layers());
+    cross_entropy(learners, micro, learners.fast(&micro.batch, &depths, stop)?, stop)
 }
 
-/// [`replay_loss`] from hidden states `[rows * cols, hidden_size]` after the final norm.
-pub(crate) fn cross_entropy(
-    learners: &Learners<'_>,
+/// [`replay_loss`] from a pass whose last hidden states are those after the final norm.
+pub(crate) fn cross_entropy<'s>(
+    learners: &'s Learners<'_>,
     micro: &MicroBatch,
-    hidden: &Tensor<2>,
-) -> Result<Loss, ComputeError> {
+    tape: Tape<'s>,
+    stop: &Stop,
+) -> Result<Loss<'s>, ComputeError> {
+    let hidden = &tape.hidden()[tape.hidden().len() - 1];
     let StepTotals { new_positions, replayed_positions, .. } = micro.step;
     let weight = if new_positions > 0 && replayed_positions > 0 { 0.5 } else { 1.0 };
     let positions = match micro.source {
         Source::New => new_positions,
         Source::Replayed => replayed_positions,
     };
-    let cross_entropy = learners.nll_sum(hidden, &micro.batch)? / positions as f64;
+    let cross_entropy = learners.nll_sum(hidden, &micro.batch, stop)? / positions as f64;
     let total = cross_entropy.clone() * weight;
-    Ok(Loss { total, cross_entropy: cross_entropy.inner(), consistency: None })
+    Ok(Loss { tape, total, cross_entropy: cross_entropy.inner(), consistency: None })
 }
 
 /// The methods there are, with their settings.
@@ -229,7 +242,12 @@ impl ContinualMethod for Method {
         self.method().check()
     }
 
-    fn loss(&self, learners: &Learners<'_>, micro: &MicroBatch, stop: &Stop) -> Result<Loss, ComputeError> {
+    fn loss<'s>(
+        &self,
+        learners: &'s Learners<'_>,
+        micro: &MicroBatch,
+        stop: &'s Stop,
+    ) -> Result<Loss<'s>, ComputeError> {
         self.method().loss(learners, micro, stop)
     }
 

@@ -24,7 +24,12 @@ impl ContinualMethod for Sequential {
         Ok(())
     }
 
-    fn loss(&self, learners: &Learners<'_>, micro: &MicroBatch, stop: &Stop) -> Result<Loss, ComputeError> {
+    fn loss<'s>(
+        &self,
+        learners: &'s Learners<'_>,
+        micro: &MicroBatch,
+        stop: &'s Stop,
+    ) -> Result<Loss<'s>, ComputeError> {
         replay_loss(learners, micro, stop)
     }
 

@@ -1,14 +1,15 @@
 //! `mynah bench`: how fast this machine trains and answers, and what memory that takes.
 
+mod training;
+
 use std::time::{Duration, Instant};
 
 use mynah::Session;
 use mynah::budget::peak_resident_bytes;
-use mynah::learn::{LearnerState, Method, Moment, Row, Sequential, StepRows, Trainer, TrainerConfig};
-use mynah_models::adapter::{Adapter, LoraConfig};
-use mynah_models::{Model, Stop};
+use mynah_models::{Model, Precision, Stop};
 use serde::Serialize;
 
+use self::training::MethodChoice;
 use crate::error::CliError;
 use crate::interrupt;
 use crate::open::{self, ModelArg};
@@ -22,11 +23,13 @@ const WARM_UP: usize = 1;
 /// Measure speed and memory.
 ///
 /// Each pass is timed by itself after one that is not; the median counts. Tokens are drawn at random from the seed.
-/// `train` takes whole optimizer steps, with the loss on every position.
+/// `train` takes whole optimizer steps, with the loss on every position. `cancel` stops such steps at random moments and
+/// times how long they take to end.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   mynah bench -m smollm2-135m-instruct train --batch 1 --tokens 128
+  mynah bench -m smollm2-135m-instruct cancel --batch 4 --tokens 512 --steps 200
   mynah bench -m smollm2-135m-instruct prefill --tokens 512
   mynah bench -m smollm2-135m-instruct decode --tokens 128 --json")]
 pub(crate) struct BenchArgs {
@@ -35,18 +38,31 @@ pub(crate) struct BenchArgs {
     /// What to measure
     #[arg(value_enum)]
     what: Workload,
-    /// train: sequences of one step
+    /// train, cancel: sequences of one step
     #[arg(long, value_name = "B", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     batch: u16,
     /// Tokens of a sequence, of the prompt, or of the answer
     #[arg(long, value_name = "T", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..))]
     tokens: u32,
-    /// train: rank of the adapter, on all seven projections
+    /// train, cancel: rank of the adapter, on all seven projections
     #[arg(long, value_name = "R", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     rank: u16,
-    /// How many passes are timed
+    /// train, cancel: how it is learned; er and ilora replay as many sequences as are new
+    #[arg(long, value_enum, default_value_t = MethodChoice::Sequential)]
+    method: MethodChoice,
+    /// train, cancel: tokens at the end of each sequence that the loss is on; all if not given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    scored: Option<u32>,
+    /// How many passes are timed, or cancelled
     #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
+}
+
+impl BenchArgs {
+    /// New tokens of an optimizer step.
+    fn tokens_per_step(&self) -> usize {
+        usize::from(self.batch) * self.tokens as usize
+    }
 }
 
 /// What can be measured.
@@ -54,6 +70,8 @@ pub(crate) struct BenchArgs {
 enum Workload {
     /// Optimizer steps
     Train,
+    /// The time from a cancel to the end of the step that it stops
+    Cancel,
     /// Reading a prompt
     Prefill,
     /// Writing an answer, token by token
@@ -75,12 +93,17 @@ struct Document {
 /// Runs the verb.
 pub(crate) fn run(args: &BenchArgs, options: &Options, output: Output) -> Result<(), CliError> {
     let started = Instant::now();
-    let session = open::open_to_read(&args.model.model, None, options)?;
+    let session = open::open_to_read(&args.model.model, None, Precision::Fast, options)?;
     let load_seconds = started.elapsed().as_secs_f64();
+    if args.what == Workload::Cancel {
+        return training::cancel(session.model(), args, options, output);
+    }
     let (workload, tokens_per_step, times) = match args.what {
-        Workload::Train => ("train", usize::from(args.batch) * args.tokens as usize, train(&session, args, options)?),
         Workload::Prefill => ("prefill", args.tokens as usize, prefill(&session, args, options)?),
         Workload::Decode => ("decode", args.tokens as usize, decode(&session, args, options)?),
+        Workload::Train | Workload::Cancel => {
+            ("train", args.tokens_per_step(), training::train(session.model(), args, options)?)
+        }
     };
     let s_per_step = median(&times).as_secs_f64();
     let document = Document {
@@ -100,24 +123,6 @@ pub(crate) fn run(args: &BenchArgs, options: &Options, output: Output) -> Result
             "{workload} on {}: {:.1} tokens/s, {:.3} s a pass (median of {}), peak memory {memory}, loaded in {:.2} s",
             document.device, document.tokens_per_s, document.s_per_step, document.steps, document.load_seconds,
         )
-    })
-}
-
-fn train(session: &Session, args: &BenchArgs, options: &Options) -> Result<Vec<Duration>, CliError> {
-    let model = session.model();
-    let lora = LoraConfig { rank: usize::from(args.rank), ..LoraConfig::default() };
-    let mut state = LearnerState::new(Adapter::init(model.config(), &lora, options.seed)?);
-    let ids = random_ids(model, usize::from(args.batch) * args.tokens as usize, options.seed);
-    // A prompt of one token: all others are scored.
-    let rows = ids.chunks(args.tokens as usize).map(|tokens| Row { tokens, prompt_len: 1 });
-    let rows = StepRows { new: rows.collect(), replayed: Vec::new() };
-    let trainer = Trainer::new(model, Method::Sequential(Sequential), TrainerConfig::default());
-    let steps_total = WARM_UP as u64 + u64::from(args.steps);
-    let mut steps_done = 0;
-    timed("training", args.steps, |stop| {
-        steps_done += 1;
-        trainer.step(&mut state, &rows, Moment { steps_done, steps_total }, stop)?;
-        Ok(())
     })
 }
 
@@ -168,17 +173,20 @@ fn timed(
     Ok(times)
 }
 
-/// Token ids that mean nothing, the same for the same seed.
+/// The first `count` of [`random`].
 fn random_ids(model: &Model, count: usize, seed: u64) -> Vec<u32> {
+    random(model, seed).take(count).collect()
+}
+
+/// Token ids that mean nothing, the same for the same seed, without end.
+fn random(model: &Model, seed: u64) -> impl Iterator<Item = u32> + use<> {
     // A linear congruential generator is random enough to defeat no cache that would matter here.
     let mut state = seed;
     let vocab_size = model.config().vocab_size as u64;
-    std::iter::repeat_with(|| {
+    std::iter::repeat_with(move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((state >> 33) % vocab_size) as u32
     })
-    .take(count)
-    .collect()
 }
 
 /// The time in the middle; the mean of the two in the middle where their number is even.
