@@ -4,6 +4,7 @@ use mynah::SessionBuilder;
 use mynah::learn::{
     Cadence, ConsistencyForm, Er, HiddenLayers, Ilora, Method, Retention, Sequential, TokenScope, TrainerConfig,
 };
+use mynah::replay::Policy;
 use mynah::session::LearnRequest;
 use mynah_models::adapter::LoraConfig;
 
@@ -44,6 +45,12 @@ pub(crate) struct MethodArgs {
     /// ilora: on which tokens [default: all]
     #[arg(long, value_enum, value_name = "TOKENS")]
     scope: Option<ScopeChoice>,
+    /// Which examples can be replayed when there are more than --memory-examples [default: the store's, or balanced]
+    #[arg(long, value_enum, value_name = "POLICY")]
+    memory: Option<MemoryChoice>,
+    /// How many examples can be replayed [default: the store's, or 500]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..))]
+    memory_examples: Option<u32>,
 }
 
 /// The adapter of a new store.
@@ -64,6 +71,30 @@ enum MethodChoice {
     Ilora,
     Er,
     Sequential,
+}
+
+/// The policies of the replay memory by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum MemoryChoice {
+    /// A uniform sample of everything learned
+    Reservoir,
+    /// A uniform sample of each task, as many of one as of another, ten at least
+    Balanced,
+    /// The newest
+    Ring,
+    /// One half what surprised the model most, the other half a uniform sample of the rest
+    Surprise,
+}
+
+impl From<MemoryChoice> for Policy {
+    fn from(choice: MemoryChoice) -> Self {
+        match choice {
+            MemoryChoice::Reservoir => Self::Reservoir,
+            MemoryChoice::Balanced => Self::BalancedReservoir { floor: 10 },
+            MemoryChoice::Ring => Self::Ring,
+            MemoryChoice::Surprise => Self::Surprise { random_percent: 50 },
+        }
+    }
 }
 
 /// The forms of consistency by name.
@@ -87,7 +118,13 @@ enum ScopeChoice {
 impl MethodArgs {
     /// Settings of a session that learns this way.
     pub(crate) fn apply(&self, lora: &LoraArgs, builder: SessionBuilder) -> SessionBuilder {
-        let builder = builder.method(self.method()).trainer(self.trainer());
+        let mut builder = builder.method(self.method()).trainer(self.trainer());
+        if let Some(choice) = self.memory {
+            builder = builder.memory_policy(choice.into());
+        }
+        if let Some(examples) = self.memory_examples {
+            builder = builder.memory_examples(examples);
+        }
         match lora.config() {
             Some(config) => builder.lora(config),
             None => builder,
@@ -220,6 +257,7 @@ mod tests {
         assert_eq!(said.method.trainer(), TrainerConfig::default());
         assert_eq!(said.method.request(), LearnRequest::default());
         assert_eq!(said.lora.config(), Some(LoraConfig::default()));
+        assert_eq!(Policy::from(MemoryChoice::Balanced), Policy::default());
     }
 
     #[test]

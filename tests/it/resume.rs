@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use mynah::learn::{Examples, Method, OptimizerConfig, TrainerConfig};
+use mynah::replay::Policy;
 use mynah::session::{EvalTask, Interaction, LearnRequest};
 use mynah::{Budget, Learner, Session, SessionBuilder, StoppedBy};
 use mynah_models::adapter::LoraConfig;
@@ -71,6 +72,30 @@ fn stopped_after_every_step_and_reopened_is_as_never_stopped() {
             }
         }
         assert_eq!(bits(&open(folder.path())), uninterrupted(method), "{method:?}");
+    }
+}
+
+#[test]
+fn every_memory_policy_replays_the_same_after_a_stop() {
+    let surprise = Policy::Surprise { random_percent: 50 };
+    for policy in [Policy::Reservoir, Policy::BalancedReservoir { floor: 1 }, Policy::Ring, surprise] {
+        let learned = |slice: Budget| {
+            let folder = tempfile::tempdir().unwrap();
+            for task in ["first", "second", "third"] {
+                loop {
+                    let builder = builder(folder.path()).memory_policy(policy).memory_examples(4);
+                    let mut session = builder.open().unwrap();
+                    session.observe_batch(&facts(task)).unwrap();
+                    let report = session.learn(&request(task), slice).unwrap();
+                    assert!(session.status().remembered <= 4);
+                    if report.steps_done == report.steps_total {
+                        break;
+                    }
+                }
+            }
+            bits(&open(folder.path()))
+        };
+        assert_eq!(learned(Budget::steps(1)), learned(Budget::unlimited()), "{policy:?}");
     }
 }
 

@@ -59,6 +59,17 @@ impl Batch {
         }
         Ok(Self { tokens: padded, positions, targets, real })
     }
+
+    /// The mean over each row of a value at each of [`Batch::positions`]; 0 for a row without any.
+    pub fn row_means(&self, values: &[f32]) -> Vec<f32> {
+        let mut sums = vec![(0.0, 0); self.tokens.rows()];
+        for (position, value) in self.positions.iter().zip(values) {
+            let (sum, count) = &mut sums[position / self.tokens.cols()];
+            *sum += value;
+            *count += 1;
+        }
+        sums.into_iter().map(|(sum, count): (f32, usize)| sum / count.max(1) as f32).collect()
+    }
 }
 
 /// Which examples, by index, each step of a run trains on.
@@ -127,6 +138,7 @@ mod tests {
         assert_eq!(batch.positions, [1, 2, 4, 8, 9]);
         assert_eq!(batch.targets, [7, 2, 9, 4, 1]);
         assert_eq!(batch.real, [0, 1, 2, 3, 4, 5, 8, 9, 10]);
+        assert_eq!(batch.row_means(&[1.0, 2.0, 5.0, 3.0, 4.0]), [1.5, 5.0, 3.5]);
     }
 
     #[test]

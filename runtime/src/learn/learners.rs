@@ -67,12 +67,12 @@ impl<'a> Learners<'a> {
         Ok(self.forward(batch, depths, slow, stop)?.into_iter().map(Tensor::inner).collect())
     }
 
-    /// Sum of the negative log likelihoods of a batch's scored tokens, `[1]`, in nats.
+    /// Negative log likelihood of each of a batch's scored tokens, `[positions]`, in nats.
     ///
     /// # Errors
     /// [`ComputeError::TokenOutOfRange`] for a target that the vocabulary does not have.
-    pub fn nll_sum(&self, hidden: &Tensor<2>, batch: &Batch) -> Result<Tensor<1>, ComputeError> {
-        loss::nll_sum(self.model, hidden, batch)
+    pub fn token_nll(&self, hidden: &Tensor<2>, batch: &Batch) -> Result<Tensor<1>, ComputeError> {
+        loss::token_nll(self.model, hidden, batch)
     }
 
     /// Goes backwards from a loss of the fast learner. Gives the gradient in the order of [`Adapter::values`].

@@ -82,15 +82,15 @@ pub fn select(hidden: &Tensor<2>, positions: &[usize]) -> Tensor<2> {
     hidden.clone().select(0, Tensor::<1, Int>::from_data(data, &hidden.device()))
 }
 
-/// Sum over the scored positions of `-log p(target)`, in nats.
+/// `-log p(target)` at each scored position, in nats.
 ///
 /// # Shapes
-/// `hidden` `[rows * cols, hidden_size]`, after the final norm; result `[1]`.
+/// `hidden` `[rows * cols, hidden_size]`, after the final norm; result `[positions]`.
 ///
 /// # Errors
 /// [`ComputeError::TokenOutOfRange`] for a target that the vocabulary does not have.
-pub fn nll_sum(model: &Model, hidden: &Tensor<2>, batch: &Batch) -> Result<Tensor<1>, ComputeError> {
-    Ok(model.token_nll(select(hidden, &batch.positions), &batch.targets)?.sum())
+pub fn token_nll(model: &Model, hidden: &Tensor<2>, batch: &Batch) -> Result<Tensor<1>, ComputeError> {
+    model.token_nll(select(hidden, &batch.positions), &batch.targets)
 }
 
 /// Sum over positions, and over units where the form compares hidden states, of the difference between two learners.

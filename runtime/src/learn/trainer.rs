@@ -86,7 +86,7 @@ pub struct StepRows<'a> {
 }
 
 /// What a step measured, all before its update.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StepLog {
     /// Mean cross entropy of the new examples' scored tokens, in nats.
     pub cross_entropy: f64,
@@ -96,6 +96,8 @@ pub struct StepLog {
     pub consistency: Option<f64>,
     /// What was minimized.
     pub loss: f64,
+    /// Mean negative log likelihood of each new example's scored tokens in nats, in the order of the rows.
+    pub new_nll: Vec<f32>,
     /// L2 norm of its gradient, before clipping.
     pub grad_norm: f64,
     /// Forward passes over the base, of both learners.
@@ -139,7 +141,7 @@ impl<'a, M: ContinualMethod> Trainer<'a, M> {
         for micro in &micro_batches {
             let loss = self.method.loss(&learners, micro, stop)?;
             add(&mut gradient, &learners.gradient(&loss.total)?);
-            measured.add(micro.source, self.read(loss)?);
+            measured.add(micro, self.read(loss)?);
             check(stop)?;
         }
         let grad_norm = clip(&mut gradient, self.config.optimizer.max_grad_norm);
@@ -162,14 +164,25 @@ impl<'a, M: ContinualMethod> Trainer<'a, M> {
         Ok(parts.into_iter().map(|(source, batch)| MicroBatch { source, batch, step }).collect())
     }
 
-    /// The numbers of a loss: total, cross entropy, consistency.
-    fn read(&self, loss: Loss) -> Result<[Option<f64>; 3], ComputeError> {
+    /// The numbers of a loss, in one transfer from the device.
+    fn read(&self, loss: Loss) -> Result<Numbers, ComputeError> {
         let has_consistency = loss.consistency.is_some();
-        let terms = [Some(loss.total.inner()), Some(loss.cross_entropy), loss.consistency];
+        let terms = [Some(loss.total.inner()), Some(loss.cross_entropy), loss.consistency, Some(loss.token_nll)];
         let read = self.model.device().read(Tensor::cat(terms.into_iter().flatten().collect(), 0))?;
-        let at = |index: usize| read.get(index).map(|value| f64::from(*value));
-        Ok([at(0), at(1), if has_consistency { at(2) } else { None }])
+        let at = |index: usize| read.get(index).map_or(f64::NAN, |value| f64::from(*value));
+        let consistency = has_consistency.then(|| at(2));
+        let token_nll = read.get(2 + usize::from(has_consistency)..).unwrap_or_default().to_vec();
+        Ok(Numbers { loss: at(0), cross_entropy: at(1), consistency, token_nll })
     }
+}
+
+/// A [`Loss`] on the host.
+#[derive(Debug)]
+struct Numbers {
+    loss: f64,
+    cross_entropy: f64,
+    consistency: Option<f64>,
+    token_nll: Vec<f32>,
 }
 
 /// Sums over the micro-batches of a step.
@@ -179,18 +192,21 @@ struct Measured {
     cross_entropy: f64,
     replayed_cross_entropy: Option<f64>,
     consistency: Option<f64>,
+    new_nll: Vec<f32>,
 }
 
 impl Measured {
-    fn add(&mut self, source: Source, [loss, cross_entropy, consistency]: [Option<f64>; 3]) {
+    fn add(&mut self, micro: &MicroBatch, numbers: Numbers) {
         let onto = |sum: &mut Option<f64>, value: f64| *sum = Some(sum.unwrap_or(0.0) + value);
-        self.loss += loss.unwrap_or(f64::NAN);
-        let cross_entropy = cross_entropy.unwrap_or(f64::NAN);
-        match source {
-            Source::New => self.cross_entropy += cross_entropy,
-            Source::Replayed => onto(&mut self.replayed_cross_entropy, cross_entropy),
+        self.loss += numbers.loss;
+        match micro.source {
+            Source::New => {
+                self.cross_entropy += numbers.cross_entropy;
+                self.new_nll.extend(micro.batch.row_means(&numbers.token_nll));
+            }
+            Source::Replayed => onto(&mut self.replayed_cross_entropy, numbers.cross_entropy),
         }
-        if let Some(value) = consistency {
+        if let Some(value) = numbers.consistency {
             onto(&mut self.consistency, value);
         }
     }
@@ -201,6 +217,7 @@ impl Measured {
             replayed_cross_entropy: self.replayed_cross_entropy,
             consistency: self.consistency,
             loss: self.loss,
+            new_nll: self.new_nll,
             grad_norm,
             forward_passes,
             tokens: micro_batches.iter().map(|micro| micro.batch.real.len()).sum(),

@@ -18,5 +18,5 @@ pub use config::{LogConfig, RecordInfo, RecoveryReport, VerifyReport};
 pub use error::{DropReason, Dropped, ReplayError};
 pub use index::TaskCount;
 pub use log::ReplayLog;
-pub use policy::{Insertion, Memory, Policy};
+pub use policy::{Insertion, Memory, MemoryV1, Newcomer, Policy};
 pub use record::RecordError;

@@ -21,6 +21,9 @@ use crate::learn::methods::ContinualMethod;
 use crate::learn::{AdamW, History, LearnerState, Method, TrainerConfig};
 use crate::replay::Policy;
 
+/// How many examples a new store can replay.
+const MEMORY_EXAMPLES: u32 = 500;
+
 /// The model of a session: a file, or one that was opened before.
 #[derive(Debug, Clone)]
 pub enum ModelSource {
@@ -68,8 +71,8 @@ pub struct SessionBuilder {
     pub(super) trainer: TrainerConfig,
     pub(super) context_tokens: usize,
     pub(super) end_token: Option<u32>,
-    pub(super) memory_policy: Policy,
-    pub(super) memory_examples: u32,
+    pub(super) memory_policy: Option<Policy>,
+    pub(super) memory_examples: Option<u32>,
     pub(super) commit_every_steps: u64,
 }
 
@@ -87,8 +90,8 @@ impl SessionBuilder {
             trainer: TrainerConfig::default(),
             context_tokens: 2048,
             end_token: None,
-            memory_policy: Policy::BalancedReservoir { floor: 10 },
-            memory_examples: 500,
+            memory_policy: None,
+            memory_examples: None,
             commit_every_steps: 1,
         }
     }
@@ -157,15 +160,19 @@ impl SessionBuilder {
         self
     }
 
-    /// Which examples stay to be replayed when there are more. Default: tasks share the room, none has less than 10.
+    /// Which examples stay to be replayed when there are more. Default: the store's policy, or [`Policy::default`]:
+    /// tasks share the room, none has less than ten.
+    ///
+    /// A store that was opened under another policy chooses again among what it learned; how surprising that was is not
+    /// known any more.
     pub fn memory_policy(mut self, policy: Policy) -> Self {
-        self.memory_policy = policy;
+        self.memory_policy = Some(policy);
         self
     }
 
-    /// How many examples can be replayed. Default 500.
+    /// How many examples can be replayed. Default: as many as in the store before, or 500.
     pub fn memory_examples(mut self, examples: u32) -> Self {
-        self.memory_examples = examples;
+        self.memory_examples = Some(examples);
         self
     }
 
@@ -198,7 +205,9 @@ impl SessionBuilder {
             None => (Ledger::in_memory(), None),
         };
         let (state, mut history) = self.start(&model, saved)?;
-        history.set_memory(self.memory_policy, self.memory_examples, self.seed, ledger.ids_and_tasks());
+        let policy = self.memory_policy.unwrap_or(history.memory.policy());
+        let capacity = self.memory_examples.unwrap_or(history.memory.capacity());
+        history.set_memory(policy, capacity, self.seed, ledger.ids_and_tasks());
         Ok(Session {
             context_tokens: self.context_tokens.clamp(1, model.config().max_position_embeddings),
             model: Arc::new(model),
@@ -225,7 +234,8 @@ impl SessionBuilder {
             let lora = self.lora.clone().unwrap_or_default();
             let mut state = LearnerState::new(Adapter::init(model.config(), &lora, self.seed)?);
             state.optimizer = AdamW::new(0);
-            return Ok((state, History::new(self.memory_policy, self.memory_examples)));
+            let policy = self.memory_policy.unwrap_or_default();
+            return Ok((state, History::new(policy, self.memory_examples.unwrap_or(MEMORY_EXAMPLES))));
         };
         let found = state.fast.config();
         match &self.lora {

@@ -176,7 +176,7 @@ impl Session {
             result => result?,
         };
         self.state_version += 1;
-        self.history.step_done(&new_ids);
+        self.history.step_done(&new_ids, &log.new_nll);
         if self.history.run.as_ref().is_some_and(Run::is_finished) {
             // The next run starts with fresh moments; until then they only take room.
             self.state.optimizer = AdamW::new(0);
@@ -194,10 +194,8 @@ impl Session {
 
     /// What is replayed beside `new_ids` in the next step; nothing that was removed since it was remembered.
     fn replayed_ids(&self, run: &Run, new_ids: &[ExampleId]) -> Vec<ExampleId> {
-        let memory = &self.history.memory;
-        let removed = memory.ids().filter(|id| self.ledger.task(*id).is_none());
-        let exclude: Vec<ExampleId> = new_ids.iter().copied().chain(removed).collect();
-        run.draw(memory, new_ids.len(), &exclude)
+        let is_excluded = |id| new_ids.contains(&id) || self.ledger.task(id).is_none();
+        run.draw(&self.history.memory, new_ids.len(), is_excluded)
     }
 
     fn read_all<'a>(

@@ -105,6 +105,8 @@ pub struct Loss {
     pub cross_entropy: Tensor<1>,
     /// The share of the mean consistency, `[1]`, before weighting, where the method has one.
     pub consistency: Option<Tensor<1>>,
+    /// Negative log likelihood of each scored token of the fast learner in nats, `[positions]`.
+    pub token_nll: Tensor<1>,
 }
 
 /// Where a run is after a step.
@@ -166,9 +168,10 @@ pub(crate) fn cross_entropy(
         Source::New => new_positions,
         Source::Replayed => replayed_positions,
     };
-    let cross_entropy = learners.nll_sum(hidden, &micro.batch)? / positions as f64;
+    let token_nll = learners.token_nll(hidden, &micro.batch)?;
+    let cross_entropy = token_nll.clone().sum() / positions as f64;
     let total = cross_entropy.clone() * weight;
-    Ok(Loss { total, cross_entropy: cross_entropy.inner(), consistency: None })
+    Ok(Loss { total, cross_entropy: cross_entropy.inner(), consistency: None, token_nll: token_nll.inner() })
 }
 
 /// The methods there are, with their settings.
