@@ -253,6 +253,41 @@ fn back_to_an_earlier_revision_and_on_from_there() {
 }
 
 #[test]
+fn back_to_before_anything_was_learned() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut session = open(folder.path());
+    let before = bits(&session);
+    session.observe_batch(&facts("first")).unwrap();
+    session.learn(&request("first"), Budget::unlimited()).unwrap();
+    let learned = bits(&session);
+    session.rollback(0).unwrap();
+    drop(session);
+    let mut session = open(folder.path());
+    let status = session.status();
+    assert_eq!((bits(&session), status.learned, status.examples, status.steps), (before, 0, 5, 0));
+    session.learn(&request("first"), Budget::unlimited()).unwrap();
+    assert_eq!(bits(&session), learned, "and forward again");
+}
+
+#[test]
+fn a_wear_budget_makes_commits_rarer_and_changes_nothing_else() {
+    let bytes_written = |daily_wear_bytes: u64| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut session = builder(folder.path()).daily_wear_bytes(daily_wear_bytes).open().unwrap();
+        let mut written = 0;
+        for task in ["first", "second"] {
+            session.observe_batch(&facts(task)).unwrap();
+            written += session.learn(&request(task), Budget::unlimited()).unwrap().bytes_written;
+        }
+        assert_eq!(bits(&session), uninterrupted(Method::default()));
+        written
+    };
+    let (every_step, ends_only) = (bytes_written(u64::MAX), bytes_written(0));
+    let third = bytes_written(every_step / 3);
+    assert!(ends_only < third && third <= every_step / 3 + ends_only, "{ends_only}, {third} of {every_step}");
+}
+
+#[test]
 fn one_session_writes_and_others_may_look() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = open(folder.path());

@@ -110,8 +110,8 @@ struct Chat {
     request: LearnRequest,
     messages: Vec<Message>,
     last_prompt: Option<String>,
-    /// The revision before each `/learn` of this chat; none where nothing had ever been learned.
-    before_learning: Vec<Option<u64>>,
+    /// The revision before each `/learn` of this chat; 0 where nothing had ever been learned.
+    before_learning: Vec<u64>,
     output: Output,
 }
 
@@ -214,7 +214,7 @@ impl Chat {
         let request = LearnRequest { steps, ..self.request.clone() };
         let report =
             open::watched(&mut self.session, "learning", |session| session.learn(&request, Budget::unlimited()))?;
-        self.before_learning.push(before.revision);
+        self.before_learning.push(before.revision.unwrap_or(0));
         // Old wrong answers in the context would speak against what was just learned.
         self.messages.clear();
         let how = report.stopped_by.name();
@@ -222,17 +222,16 @@ impl Chat {
     }
 
     fn undo(&mut self) -> Result<String, CliError> {
-        let revision = match self.before_learning.last() {
-            Some(Some(revision)) => *revision,
-            Some(None) => {
-                return Ok("it was the first thing learned in this store: no revision is before it".to_owned());
-            }
-            None => return Ok("nothing was learned in this chat that could be undone".to_owned()),
+        let Some(revision) = self.before_learning.last().copied() else {
+            return Ok("nothing was learned in this chat that could be undone".to_owned());
         };
         self.session.rollback(revision)?;
         self.before_learning.pop();
         self.messages.clear();
-        Ok(format!("back at revision {revision}; a new conversation begins"))
+        Ok(match revision {
+            0 => "nothing is learned any more; a new conversation begins".to_owned(),
+            revision => format!("back at revision {revision}; a new conversation begins"),
+        })
     }
 
     fn status(&self) -> String {

@@ -4,10 +4,12 @@ use std::path::Path;
 
 use mynah_models::adapter::{BaseIdentity, read_peft, write_peft};
 
+use super::builder::nothing_learned;
 use super::error::SessionError;
+use super::saved::Saved;
 use super::{Learner, Session};
 use crate::checkpoint::RevisionKind;
-use crate::learn::{AdamW, LearnerState};
+use crate::learn::{AdamW, History, LearnerState};
 
 impl Session {
     /// Writes a learner's adapter as a folder that PEFT loads, with the base model's digest in it.
@@ -34,17 +36,25 @@ impl Session {
         Ok(imported.base_is_known)
     }
 
-    /// Goes back to the adapters of an earlier revision, as a new revision. Examples stay; what was learned since counts as
-    /// not yet learned.
+    /// Goes back to the adapters of an earlier revision, as a new revision; 0 is before anything was learned. Examples stay;
+    /// what was learned since counts as not yet learned.
     ///
     /// # Errors
     /// [`SessionError::Store`] if there is no such revision, or it is damaged; nothing is changed then.
     pub fn rollback(&mut self, revision: u64) -> Result<(), SessionError> {
-        let saved = self.ledger.rollback(revision, &self.model)?;
+        let saved = if revision == 0 { self.unlearn()? } else { self.ledger.rollback(revision, &self.model)? };
         self.state = saved.state;
         self.history = saved.history;
         self.state_version += 1;
         Ok(())
+    }
+
+    /// Commits what a store without revisions begins with.
+    fn unlearn(&mut self) -> Result<Saved, SessionError> {
+        let state = nothing_learned(&self.model, self.state.fast.config(), self.seed)?;
+        let history = History::new(self.history.memory.policy(), self.history.memory.capacity());
+        self.ledger.commit(&state, &history, RevisionKind::Published)?;
+        Ok(Saved { state, history })
     }
 
     fn base_identity(&self) -> BaseIdentity {

@@ -58,13 +58,14 @@ impl Ledger {
         Self::Memory(Vec::new())
     }
 
-    /// Opens the store in `folder`, and what its newest revision holds.
+    /// Opens the store in `folder`, and what its newest revision holds. Of its revisions, `keep` are kept.
     ///
     /// # Errors
     /// [`LedgerError::Store`] if it cannot be opened or is another model's; [`LedgerError::Saved`].
     pub(crate) fn open(
         folder: &Path,
         is_read_only: bool,
+        keep: Keep,
         model: &Model,
         tokenizer: &Tokenizer,
     ) -> Result<(Self, Option<Saved>), LedgerError> {
@@ -74,7 +75,8 @@ impl Ledger {
             check_identity(&opened.0, &identity)?;
             opened
         } else {
-            Store::create_or_open(folder, &identity, &StoreOptions::default(), now_unix_s())?
+            let options = StoreOptions { keep, ..StoreOptions::default() };
+            Store::create_or_open(folder, &identity, &options, now_unix_s())?
         };
         let newest = store.revisions.newest().map(|info| info.number);
         let saved = newest.map(|number| load(&store, number, model)).transpose()?;
@@ -165,14 +167,19 @@ impl Ledger {
         self.store()?.revisions.newest().map(|info| info.number)
     }
 
+    /// Bytes that commits have written since then.
+    pub(crate) fn bytes_written_since(&self, time_unix_s: u64) -> u64 {
+        self.store().map_or(0, |store| store.revisions.bytes_written_since(time_unix_s))
+    }
+
     /// What the next commit of this state will write, about.
     pub(crate) fn commit_bytes(&self, state: &LearnerState) -> u64 {
         let values = 2 * state.fast.values().len() + 2 * state.optimizer.first().len();
         self.store().map_or(0, |_| 4 * values as u64 + REVISION_OVERHEAD_BYTES)
     }
 
-    /// Commits a revision; gives the bytes written. On return it survives a crash. Older revisions go, but for the newest
-    /// two and the newest eight published ones.
+    /// Commits a revision; gives the bytes written. On return it survives a crash. Older revisions go, but for
+    /// those that are kept.
     ///
     /// # Errors
     /// [`LedgerError::Store`]; earlier revisions are as they were.
@@ -194,7 +201,7 @@ impl Ledger {
         let parent = store.revisions.newest().map(|info| info.number);
         let draft = Draft { kind, parent, created_unix_s: now_unix_s(), sections: &sections };
         let committed = store.revisions.commit(&draft).map_err(StoreError::from)?;
-        prune(store);
+        store.prune();
         Ok(committed.bytes)
     }
 
@@ -206,15 +213,8 @@ impl Ledger {
         let Self::Store(store) = self else { return Err(LedgerError::NoStore { what: "revision", number }) };
         let saved = load(store, number, model)?;
         store.revisions.rollback(number, now_unix_s()).map_err(StoreError::from)?;
-        prune(store);
+        store.prune();
         Ok(saved)
-    }
-}
-
-/// Removes revisions beyond those that are kept. What is committed is committed, so a failure is only worth a warning.
-fn prune(store: &mut Store) {
-    if let Err(error) = store.revisions.prune(Keep::default()) {
-        log::warn!("old revisions stay: {error}");
     }
 }
 

@@ -70,7 +70,9 @@ pub struct Session {
     seed: u64,
     method: Method,
     trainer: TrainerConfig,
-    commit_every_steps: u64,
+    /// None: as often as the wear budget allows.
+    commit_every_steps: Option<u64>,
+    daily_wear_bytes: u64,
 }
 
 /// What a session has and has learned.

@@ -1,13 +1,8 @@
 //! What learning has come to, as sections of a revision, and back.
 //!
-//! | Section | Kind | |
-//! |---|---|---|
-//! | `state` | bytes | postcard: the version, the adapters' form, the optimizer's steps, the [`History`] |
-//! | `fast`, `slow` | f32 | the adapters' values: layer after layer, projections in the order q, k, v, o, gate, up, down, A `[rank, d_in]` then B `[d_out, rank]`, row-major |
-//! | `moment1`, `moment2` | f32 | AdamW's, in the same order; empty while no run is in hand |
-//!
-//! In `state`, fields stand in the order of the types below and of [`History`], [`Run`](crate::learn::Run) and what is in
-//! them; another order is another version. A revision is hostile until all of it was checked.
+//! `checkpoint/FORMAT.md` says which sections there are and describes `state` byte by byte: fields stand in the order of the
+//! types below and of [`History`], [`Run`] and what is in them; another order is another version. A revision is hostile until
+//! all of it was checked.
 
 use mynah_models::adapter::{Adapter, AdapterError, AdapterLayout, LoraConfig};
 use mynah_models::config::ModelConfig;

@@ -13,7 +13,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::checkpoint::{Identity, InvalidRevision, RevisionReport, RevisionStore};
+use crate::checkpoint::{Identity, InvalidRevision, Keep, RevisionReport, RevisionStore};
 use crate::file_flash::{FileError, FileFlash};
 use crate::files::lock::Lock;
 use crate::files::{Files, SystemFiles, replace_file, retry};
@@ -36,12 +36,14 @@ const REVISIONS_NAME: &str = "revisions";
 pub struct StoreOptions {
     /// What the replay log may grow to in bytes, rounded to blocks of 64 KiB, below 4 GiB. It is never cut shorter.
     pub replay_capacity_bytes: u32,
+    /// Which revisions are kept.
+    pub keep: Keep,
 }
 
 impl Default for StoreOptions {
-    /// One gibibyte of replay log: millions of interactions.
+    /// One gibibyte of replay log: millions of interactions; [`Keep::DEFAULT`].
     fn default() -> Self {
-        Self { replay_capacity_bytes: 1 << 30 }
+        Self { replay_capacity_bytes: 1 << 30, keep: Keep::DEFAULT }
     }
 }
 
@@ -118,6 +120,7 @@ pub struct Store {
     meta: Meta,
     /// Revisions that were not sound when the store was opened.
     invalid_revisions: Vec<String>,
+    keep: Keep,
     _lock: Option<Lock>,
 }
 
@@ -218,6 +221,7 @@ impl Store {
             path: path.to_path_buf(),
             meta,
             invalid_revisions: revision_report.invalid.iter().map(|invalid| invalid.name.clone()).collect(),
+            keep: options.map_or(Keep::DEFAULT, |options| options.keep),
             _lock: lock,
         };
         let report = StoreReport { is_new, replay: replay_report, revisions: revision_report };
@@ -248,6 +252,13 @@ impl Store {
             revisions: self.revisions.list().len() as u64,
             newest_revision: self.revisions.newest().map(|info| info.number),
             tasks: self.replay.tasks().cloned().collect(),
+        }
+    }
+
+    /// Removes revisions beyond those that are kept. What is committed is committed, so a failure is only worth a warning.
+    pub(crate) fn prune(&mut self) {
+        if let Err(error) = self.revisions.prune(self.keep) {
+            log::warn!("old revisions stay: {error}");
         }
     }
 
