@@ -95,7 +95,7 @@ fn every_memory_policy_replays_the_same_after_a_stop() {
             }
             bits(&open(folder.path()))
         };
-        assert_eq!(learned(Budget::steps(1)), learned(Budget::unlimited()), "{policy:?}");
+        assert!(learned(Budget::steps(1)) == learned(Budget::unlimited()), "{policy:?}");
     }
 }
 

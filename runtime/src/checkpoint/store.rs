@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::container::{self, Container, FORMAT_VERSION, Fault, ReadError};
-use super::{CheckpointError, Draft, Identity, Revision, RevisionInfo, RevisionKind, SectionData};
+use super::{CheckpointError, Draft, Identity, Revision, RevisionInfo, RevisionKind, Section, SectionData};
 use crate::files::{Files, Mode, SystemFiles, is_full, retry};
 
 /// How many revisions [`RevisionStore::prune`] keeps. The newest of all is kept in any case.
@@ -172,6 +172,25 @@ impl RevisionStore {
         Ok(Revision { info: container.info, sections })
     }
 
+    /// Reads one section of revision `number`, which was committed as bytes.
+    ///
+    /// # Errors
+    /// As [`RevisionStore::load`]; [`CheckpointError::NoSection`].
+    pub fn section_bytes(&self, number: u64, name: &str) -> Result<Vec<u8>, CheckpointError> {
+        self.known(number)?;
+        let (file, container) = self.open_file(number)?;
+        let section = container.section(self.files.as_ref(), &file, name);
+        match section.map_err(|error| self.read_error(number, error))? {
+            Some(Section::Bytes(bytes)) => Ok(bytes),
+            _ => Err(CheckpointError::NoSection { number, name: name.to_owned() }),
+        }
+    }
+
+    /// Gives no revision a number up to `number`, of one that is gone and that others may still speak of.
+    pub(crate) fn skip_numbers(&mut self, number: u64) {
+        self.next_number = self.next_number.max(number.saturating_add(1));
+    }
+
     /// Commits a revision under the next number. When this returns, it survives a crash.
     ///
     /// # Errors
@@ -229,7 +248,7 @@ impl RevisionStore {
     /// [`CheckpointError::Io`] at the first file that cannot be removed; [`CheckpointError::ReadOnly`].
     pub fn prune(&mut self, keep: Keep) -> Result<Vec<u64>, CheckpointError> {
         let removed = self.beyond(keep);
-        self.remove(&removed)?;
+        self.unlink(&removed)?;
         Ok(removed)
     }
 
@@ -255,12 +274,18 @@ impl RevisionStore {
         removed
     }
 
-    /// Removes revisions for good, whichever they are; those that are not there are left alone.
+    /// Removes revisions, sound or not, the newest too; those that are not there are left alone. On return they stay away
+    /// after a crash too.
     ///
     /// # Errors
     /// [`CheckpointError::Io`] at the first file that cannot be removed; [`CheckpointError::ReadOnly`].
     pub fn remove(&mut self, numbers: &[u64]) -> Result<(), CheckpointError> {
         self.check_writable()?;
+        self.unlink(numbers)?;
+        retry(|| self.files.sync_folder(&self.folder)).map_err(self.io(&self.folder, "sync"))
+    }
+
+    fn unlink(&mut self, numbers: &[u64]) -> Result<(), CheckpointError> {
         for &number in numbers {
             let path = self.folder.join(file_name(number));
             match retry(|| self.files.remove(&path)) {
@@ -412,7 +437,7 @@ fn file_name(number: u64) -> String {
 }
 
 /// The number in the name of a revision file.
-fn number_in(name: &str) -> Option<u64> {
+pub(crate) fn number_in(name: &str) -> Option<u64> {
     let number = name.strip_suffix(".rev")?.parse().ok()?;
     // Only the name that this number is stored under, so that no two names mean one revision.
     (file_name(number) == name && number > 0).then_some(number)

@@ -45,6 +45,15 @@ impl Lineage {
         self.ranges.get(at).is_some_and(|&(first, _)| first <= id.0)
     }
 
+    /// Whether an id is in both.
+    pub fn intersects(&self, other: &Self) -> bool {
+        let meets = |&(first, last): &(u64, u64)| {
+            let at = self.ranges.partition_point(|&(_, end)| end < first);
+            self.ranges.get(at).is_some_and(|&(begin, _)| begin <= last)
+        };
+        other.ranges.iter().any(meets)
+    }
+
     /// How many ids are in it.
     pub fn len(&self) -> u64 {
         self.ranges.iter().fold(0, |sum: u64, (first, last)| sum.saturating_add((last - first).saturating_add(1)))
@@ -226,6 +235,16 @@ impl History {
         }
     }
 
+    /// Takes leave of examples that are not stored any more: they are replayed no more, and a run that was to learn one is
+    /// given up.
+    pub fn drop_missing(&mut self, is_stored: impl Fn(ExampleId) -> bool) {
+        self.memory.retain(&is_stored);
+        self.fresh.retain(|id, _| is_stored(*id));
+        if self.run.as_ref().is_some_and(|run| !run.is_finished() && !run.ids.iter().all(|id| is_stored(*id))) {
+            self.give_up();
+        }
+    }
+
     /// Gives the memory another policy or capacity: of the `stored` examples, oldest first, it then holds what it would if
     /// they had been learned in this order under the new one, as far as that is known: what surprised once counts as expected.
     pub fn set_memory<'a>(
@@ -283,6 +302,13 @@ mod tests {
             }
             assert!((0..31).all(|id| ranges.contains(ExampleId(id)) == set.contains(&id)), "{ranges:?}, {set:?}");
             assert_eq!(ranges.len(), set.len() as u64);
+            let (mut others, mut other_set) = (Lineage::default(), BTreeSet::new());
+            for _ in 0..rng.next_u32() % 4 {
+                let id = u64::from(rng.next_u32() % 30);
+                others.insert(ExampleId(id));
+                other_set.insert(id);
+            }
+            assert_eq!(ranges.intersects(&others), !set.is_disjoint(&other_set));
             assert!(ranges.ranges().windows(2).all(|pair| pair[0].1 + 1 < pair[1].0), "{ranges:?}");
         }
         let mut ends = Lineage::default();
@@ -337,6 +363,22 @@ mod tests {
         assert_eq!(drawn, run.draw(&history.memory, 20, is_new));
         assert_ne!(drawn, later.draw(&history.memory, 20, is_new));
         assert_ne!(drawn, next.draw(&history.memory, 20, is_new));
+    }
+
+    #[test]
+    fn what_is_not_stored_any_more_is_neither_replayed_nor_waited_for() {
+        let mut history = History::new(Policy::Reservoir, 10);
+        history.begin(settings(Examples::NotYetLearned(None)), (1..=4).map(ExampleId).collect(), 4, task);
+        (1..=4).for_each(|id| history.step_done(&[ExampleId(id)], &[1.0]));
+        history.begin(settings(Examples::NotYetLearned(None)), vec![ExampleId(5), ExampleId(6)], 5, task);
+        history.step_done(&[ExampleId(5)], &[1.0]);
+        let before = history.clone();
+        history.drop_missing(|_| true);
+        assert_eq!(history, before);
+        history.drop_missing(|id| id.0 != 2 && id.0 != 5);
+        assert_eq!(history.memory.ids().map(|id| id.0).collect::<Vec<_>>(), [1, 3, 4]);
+        assert!(history.fresh.is_empty() && history.run.as_ref().is_some_and(Run::is_finished));
+        history.check().unwrap();
     }
 
     #[test]

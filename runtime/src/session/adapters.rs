@@ -4,12 +4,11 @@ use std::path::Path;
 
 use mynah_models::adapter::{BaseIdentity, read_peft, write_peft};
 
-use super::builder::nothing_learned;
 use super::error::SessionError;
-use super::saved::Saved;
 use super::{Learner, Session};
 use crate::checkpoint::RevisionKind;
-use crate::learn::{AdamW, History, LearnerState};
+use crate::learn::{AdamW, LearnerState};
+use crate::store::saved::Saved;
 
 impl Session {
     /// Writes a learner's adapter as a folder that PEFT loads, with the base model's digest in it.
@@ -42,19 +41,17 @@ impl Session {
     /// # Errors
     /// [`SessionError::Store`] if there is no such revision, or it is damaged; nothing is changed then.
     pub fn rollback(&mut self, revision: u64) -> Result<(), SessionError> {
-        let saved = if revision == 0 { self.unlearn()? } else { self.ledger.rollback(revision, &self.model)? };
+        let saved = if revision == 0 {
+            let Saved { state, history } = self.bare()?;
+            self.ledger.commit(&state, &history, RevisionKind::Published)?;
+            Saved { state, history }
+        } else {
+            self.ledger.rollback(revision, &self.model)?
+        };
         self.state = saved.state;
         self.history = saved.history;
         self.state_version += 1;
         Ok(())
-    }
-
-    /// Commits what a store without revisions begins with.
-    fn unlearn(&mut self) -> Result<Saved, SessionError> {
-        let state = nothing_learned(&self.model, self.state.fast.config(), self.seed)?;
-        let history = History::new(self.history.memory.policy(), self.history.memory.capacity());
-        self.ledger.commit(&state, &history, RevisionKind::Published)?;
-        Ok(Saved { state, history })
     }
 
     fn base_identity(&self) -> BaseIdentity {

@@ -12,7 +12,6 @@ use mynah_models::weights::Gguf;
 use super::control::Control;
 use super::error::SessionError;
 use super::ledger::Ledger;
-use super::saved::Saved;
 use super::threads::Threads;
 use super::wording::Wording;
 use super::{Learner, Session};
@@ -21,6 +20,7 @@ use crate::device::{self, DeviceChoice};
 use crate::learn::methods::ContinualMethod;
 use crate::learn::{AdamW, History, LearnerState, Method, TrainerConfig};
 use crate::replay::Policy;
+use crate::store::saved::Saved;
 
 /// How many examples a new store can replay.
 const MEMORY_EXAMPLES: u32 = 500;
@@ -231,6 +231,8 @@ impl SessionBuilder {
         let (state, mut history) = self.start(&model, saved)?;
         let policy = self.memory_policy.unwrap_or(history.memory.policy());
         let capacity = self.memory_examples.unwrap_or(history.memory.capacity());
+        // Forgotten by a process that had no model.
+        history.drop_missing(|id| ledger.task(id).is_some());
         history.set_memory(policy, capacity, self.seed, ledger.ids_and_tasks());
         Ok(Session {
             context_tokens: self.context_tokens.clamp(1, model.config().max_position_embeddings),

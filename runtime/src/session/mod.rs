@@ -8,9 +8,9 @@ mod builder;
 mod control;
 mod error;
 mod eval;
+mod forgetting;
 mod learning;
 mod ledger;
-mod saved;
 mod serving;
 mod teaching;
 mod threads;
@@ -29,7 +29,6 @@ pub use error::SessionError;
 pub use eval::{EvalReport, EvalTask, Perplexity, TaskScore};
 pub use learning::LearnRequest;
 pub use ledger::LedgerError;
-pub use saved::SavedError;
 pub use wording::{Interaction, PromptFormat, WordingError};
 
 use crate::learn::methods::ContinualMethod;

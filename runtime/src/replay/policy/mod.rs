@@ -200,6 +200,9 @@ impl Memory {
     /// Forgets every example of which `keeps` says no; gives how many those were.
     pub fn retain(&mut self, keeps: impl Fn(ExampleId) -> bool) -> usize {
         let before = self.slots.len();
+        if self.slots.iter().all(|slot| keeps(slot.id)) {
+            return 0;
+        }
         self.slots.rotate_left(self.oldest as usize);
         self.oldest = 0;
         self.slots.retain(|slot| keeps(slot.id));

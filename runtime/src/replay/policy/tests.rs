@@ -213,6 +213,9 @@ fn a_removed_example_is_gone_and_its_place_is_filled_again() {
     }
     assert!(memory.contains(ExampleId(id)));
     for policy in ALL {
+        let mut memory = Memory::rebuild(policy, 7, 1, stream(&[("a", 12), ("b", 9)]));
+        let before = memory.clone();
+        assert_eq!((memory.retain(|_| true), &memory), (0, &before), "what removes nothing changes nothing");
         let mut none_held = Memory::new(policy, 0);
         assert_eq!(none_held.insert(Newcomer { id: ExampleId(1), task: "a", nll: 1.0 }, 1), Insertion::Skipped);
         assert!(none_held.draw(3, 0, 0, none).is_empty());

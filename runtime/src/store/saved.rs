@@ -18,7 +18,7 @@ pub(crate) const SLOW: &str = "slow";
 pub(crate) const MOMENT1: &str = "moment1";
 pub(crate) const MOMENT2: &str = "moment2";
 
-/// What a revision holds.
+/// What a revision of a store holds.
 #[derive(Debug)]
 pub(crate) struct Saved {
     pub(crate) state: LearnerState,
@@ -195,6 +195,16 @@ pub(crate) fn decode(sections: Sections<'_>, model: &ModelConfig) -> Result<Save
     Ok(Saved { state: LearnerState { fast, slow, optimizer }, history })
 }
 
+/// Every example that a step up to this `state` has trained on.
+///
+/// # Errors
+/// [`SavedError`] if that cannot be told.
+pub(crate) fn lineage(state: &[u8]) -> Result<Lineage, SavedError> {
+    let StateV2 { history, .. } = decode_state(state)?;
+    history.check().map_err(|what| SavedError::Contradiction { what })?;
+    Ok(history.lineage)
+}
+
 /// A `state` section of any version, as one of the newest.
 fn decode_state(section: &[u8]) -> Result<StateV2, SavedError> {
     fn whole<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, SavedError> {
@@ -213,13 +223,13 @@ fn decode_state(section: &[u8]) -> Result<StateV2, SavedError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::example::ExampleId;
     use crate::learn::{Examples, Method, RunSettings, TrainerConfig};
     use crate::replay::Policy;
 
-    fn model() -> ModelConfig {
+    pub(in crate::store) fn model() -> ModelConfig {
         ModelConfig {
             model_type: "llama".to_owned(),
             vocab_size: 8,
