@@ -280,43 +280,40 @@ fn fail_and_finish(template: &Path, secret: &[Vec<u8>], first: FaultyFiles, seco
     first.has_failed()
 }
 
+fn fail_once(failing: impl Fn(usize) -> FaultyFiles) {
+    let template = tempfile::tempdir().unwrap();
+    let secret = taught(template.path());
+    let mut nth = 0;
+    while fail_and_finish(template.path(), &secret, failing(nth), None) {
+        nth += 1;
+    }
+    assert!(nth > 40, "{nth} calls");
+}
+
 #[test]
 fn whichever_file_call_fails_forgetting_is_finished_at_the_next_open() {
-    let template = tempfile::tempdir().unwrap();
-    let secret = taught(template.path());
-    for error in [ENOSPC, EIO, EINTR] {
-        let mut nth = 0;
-        while fail_and_finish(template.path(), &secret, FaultyFiles::new(nth, error), None) {
-            nth += 1;
-        }
-        assert!(nth > 40, "{nth} calls");
-    }
-    let mut nth = 0;
-    while fail_and_finish(template.path(), &secret, FaultyFiles::after_the_fact(nth, EIO), None) {
-        nth += 1;
-    }
-}
-
-fn fail_twice(stride: usize) {
-    let template = tempfile::tempdir().unwrap();
-    let secret = taught(template.path());
-    let (mut nth, mut is_failing) = (0, true);
-    while is_failing {
-        for second in (nth % stride..80).step_by(stride) {
-            let failing = || FaultyFiles::new(nth, EIO);
-            is_failing = fail_and_finish(template.path(), &secret, failing(), Some(FaultyFiles::new(second, EIO)));
-        }
-        nth += 1;
-    }
+    fail_once(|nth| FaultyFiles::new(nth, EIO));
 }
 
 #[test]
-fn forgetting_is_finished_after_two_failures_too() {
-    fail_twice(40);
+#[ignore = "takes minutes"]
+fn whichever_way_a_file_call_fails_forgetting_is_finished_at_the_next_open() {
+    fail_once(|nth| FaultyFiles::new(nth, ENOSPC));
+    fail_once(|nth| FaultyFiles::new(nth, EINTR));
+    fail_once(|nth| FaultyFiles::after_the_fact(nth, EIO));
 }
 
 #[test]
 #[ignore = "takes minutes"]
 fn forgetting_is_finished_after_any_two_failures() {
-    fail_twice(1);
+    let template = tempfile::tempdir().unwrap();
+    let secret = taught(template.path());
+    let (mut nth, mut is_failing) = (0, true);
+    while is_failing {
+        for second in 0..80 {
+            let failing = || FaultyFiles::new(nth, EIO);
+            is_failing = fail_and_finish(template.path(), &secret, failing(), Some(FaultyFiles::new(second, EIO)));
+        }
+        nth += 1;
+    }
 }
