@@ -43,6 +43,8 @@ mod gpu_device;
 #[cfg(not(feature = "gpu"))]
 #[path = "no_gpu_device.rs"]
 mod gpu_device;
+#[cfg(feature = "gpu")]
+mod gpu_pace;
 mod kernels;
 mod load;
 mod model;

@@ -10,6 +10,7 @@ mod error;
 mod eval;
 mod learning;
 mod ledger;
+mod recovery;
 mod saved;
 mod serving;
 mod teaching;
@@ -65,6 +66,7 @@ pub struct Session {
     served: Learner,
     serving: Option<Serving>,
     control: Control,
+    gpus_lost: u32,
     notice: Option<String>,
     context_tokens: usize,
     seed: u64,

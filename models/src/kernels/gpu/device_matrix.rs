@@ -6,6 +6,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
 use cubecl::server::Handle;
 
+use crate::gpu_device;
 use crate::quant::{PackedMatrix, TensorType};
 
 /// Largest buffer that a kernel binds: the storage-buffer limit of Pixel 7 and Galaxy S23.
@@ -155,6 +156,13 @@ pub(super) fn contiguous(tensor: CubeTensor) -> (CubeTensor, [usize; 2]) {
     let tensor = burn_cubecl::kernel::into_contiguous(tensor);
     let shape = burn::backend::TensorMetadata::shape(&tensor).dims::<2>();
     (tensor, shape)
+}
+
+/// Counts a launch of so many FLOP towards the next submission.
+pub(super) fn paced(client: &Client, flop: f64) {
+    if let Some(gpu) = gpu_device::current() {
+        gpu.pace().launched(client, flop);
+    }
 }
 
 /// Names the backend once for the files beside this one.

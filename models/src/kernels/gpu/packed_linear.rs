@@ -7,7 +7,7 @@ use burn::backend::tensor::FloatTensor;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::device_matrix::{DeviceMatrix, Encoding, Gpu, Part, contiguous, empty, per_word, row_words};
+use super::device_matrix::{DeviceMatrix, Encoding, Gpu, Part, contiguous, empty, paced, per_word, row_words};
 use crate::ops::Frozen;
 use crate::ops::packed_linear::PackedLinearOps;
 
@@ -87,6 +87,7 @@ fn launch(
             tile,
         );
     }
+    paced(&x.client, 2.0 * tokens as f64 * part.rows as f64 * matrix.cols as f64);
 }
 
 /// The sizes that both kernels are told.
