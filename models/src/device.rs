@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use burn::backend::ExecutionError;
 use burn::tensor::{Device, Tensor};
@@ -14,6 +15,18 @@ use crate::gpu_device::{self, Gpu};
 pub struct ComputeDevice {
     burn: Device,
     gpu: Option<Arc<Gpu>>,
+}
+
+/// What a GPU was asked to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GpuWork {
+    /// Kernels launched, burn's own included.
+    pub launches: u64,
+    /// Tensors read back: the host waits for each.
+    pub reads: u64,
+    /// How long each submission took, from its begin to the host's notice of its end; the last one's end is not waited for.
+    pub submissions: Vec<Duration>,
 }
 
 impl ComputeDevice {
@@ -72,12 +85,26 @@ impl ComputeDevice {
         }
     }
 
+    /// Does `work`, and counts what it asks of the GPU; nothing is counted on the CPU. Launches of the whole process count.
+    pub fn observed<R>(&self, work: impl FnOnce() -> R) -> (R, Option<GpuWork>) {
+        match &self.gpu {
+            Some(gpu) => {
+                let (result, observed) = gpu.observed(work);
+                (result, Some(observed))
+            }
+            None => (work(), None),
+        }
+    }
+
     /// Waits for everything submitted, and reads a tensor of f32 in row-major order.
     ///
     /// # Errors
     /// [`ComputeError::DeviceLost`] if the device is gone, [`ComputeError::Device`] if an operation that the tensor depends
     /// on failed.
     pub fn read<const D: usize>(&self, tensor: Tensor<D>) -> Result<Vec<f32>, ComputeError> {
+        if let Some(gpu) = &self.gpu {
+            gpu.count_read();
+        }
         let data = tensor.try_into_data().map_err(|error| self.failed(error.to_string()))?;
         // Storage is read as late as here.
         let values = data.try_into_vec().map_err(|error| self.failed(format!("{error:?}")))?;

@@ -1,12 +1,15 @@
 //! Opens the GPU through wgpu, again after it was lost, and paces the work that it is given.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use burn::tensor::Device;
 use burn::tensor::wgpu::{WgpuSetup, wgpu};
 use cubecl::future::block_on;
+use cubecl_runtime::logging::{LaunchObservation, LaunchObserver};
 
 use crate::compute_error::ComputeError;
+use crate::device::GpuWork;
 use crate::gpu_pace::Pace;
 
 /// A wgpu device that burn computes on. All models of a process share one, until it is lost.
@@ -18,6 +21,17 @@ pub(crate) struct Gpu {
     /// Why nothing computes on it again.
     fault: Arc<OnceLock<String>>,
     pace: Pace,
+    reads: AtomicU64,
+}
+
+/// Counts the launches of the process.
+#[derive(Debug, Default)]
+struct Launches(AtomicU64);
+
+impl LaunchObserver for Launches {
+    fn launched(&self, _: &'static str) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// The instance stays: Vulkan's loader is not safe to be shut down and started from several threads. The device is the one
@@ -96,7 +110,7 @@ impl Gpu {
         }));
         let name = format!("GPU {} ({:?})", info.name, info.backend);
         let pace = Pace::new(setup.device.clone(), setup.queue.clone());
-        Ok(Self { burn, name, setup, fault, pace })
+        Ok(Self { burn, name, setup, fault, pace, reads: AtomicU64::new(0) })
     }
 
     /// burn's handle.
@@ -137,6 +151,24 @@ impl Gpu {
     pub(crate) fn give_up(&self, reason: String) {
         // The first reason stays.
         let _ = self.fault.set(reason);
+    }
+
+    /// Counts a tensor that is read back.
+    pub(crate) fn count_read(&self) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Does `work`, and counts what it asks for.
+    pub(crate) fn observed<R>(&self, work: impl FnOnce() -> R) -> (R, GpuWork) {
+        self.pace.take_times();
+        let reads_before = self.reads.load(Ordering::Relaxed);
+        let launches = Arc::new(Launches::default());
+        let observation = LaunchObservation::new(Arc::clone(&launches) as Arc<dyn LaunchObserver>);
+        let result = work();
+        drop(observation);
+        let reads = self.reads.load(Ordering::Relaxed) - reads_before;
+        let launches = launches.0.load(Ordering::Relaxed);
+        (result, GpuWork { launches, reads, submissions: self.pace.take_times() })
     }
 
     /// Cuts the work into submissions.

@@ -62,7 +62,7 @@ pub use batch::TokenBatch;
 pub use chat_template::{ChatTemplate, Message, TemplateError};
 pub use compute_error::ComputeError;
 pub use config::{ModelConfig, RopePairing, RopeScaling};
-pub use device::ComputeDevice;
+pub use device::{ComputeDevice, GpuWork};
 pub use device_adapter::DeviceAdapter;
 pub use error::{FormatFault, LoadError};
 pub use model::Model;
