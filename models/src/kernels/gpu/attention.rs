@@ -1,12 +1,23 @@
-//! Causal attention, composed of burn's operations.
+//! Causal attention: a workgroup answers one query of one head, [`UNITS`] keys at a time, and never holds more scores than
+//! those. The softmax runs along with its sums, rescaled whenever a higher score is met.
+//!
+//! Units first take a key each, then a dimension of the head each: values are read by neighbours side by side, keys line by
+//! line, each line to its end. On the way back one kernel goes over the keys of each query, a second over the queries of each
+//! key, so that no two workgroups add to one place and sums have one order. Memory of a workgroup: 512 bytes.
 
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::activation::softmax;
-use burn::tensor::{Device, Tensor, TensorData};
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
 
-use super::device_matrix::{Gpu, primitive, tensor};
+use super::device_matrix::{Gpu, buffer, contiguous, empty, in_launches};
 use crate::ops::attention::{AttentionKernel, AttentionOps, Geometry};
+
+/// Units of a workgroup, and keys or queries that it takes at a time.
+const UNITS: u32 = 64;
+/// Dimensions of a head that a unit can own.
+const SLOTS: u32 = 4;
+/// Below every score.
+const LOWEST: f32 = -3e38;
 
 impl AttentionOps for Gpu {
     fn causal_attention(
@@ -15,8 +26,33 @@ impl AttentionOps for Gpu {
         v: FloatTensor<Self>,
         geometry: Geometry,
     ) -> FloatTensor<Self> {
-        let probabilities = probabilities(queries(&geometry, q), keys(&geometry, k), &geometry);
-        primitive(by_token(&geometry, probabilities.matmul(keys(&geometry, v))))
+        let ((q, [tokens, width]), (k, _), (v, _)) = (contiguous(q), contiguous(k), contiguous(v));
+        let out = empty(&q, tokens, width);
+        let sizes = Sizes::of(&geometry);
+        in_launches(&q.client, (tokens * geometry.heads) as u32, sizes.flop(4.0), |first, count| {
+            // SAFETY: every buffer is passed with its own length, and the sizes are those of the buffers.
+            unsafe {
+                forward_kernel::launch_unchecked(
+                    &q.client,
+                    CubeCount::Static(count, 1, 1),
+                    CubeDim::new_1d(UNITS),
+                    buffer(&q),
+                    buffer(&k),
+                    buffer(&v),
+                    buffer(&out),
+                    first,
+                    sizes.cols,
+                    sizes.past,
+                    sizes.heads,
+                    sizes.group,
+                    sizes.head_dim,
+                    sizes.head_stride,
+                    sizes.token_stride,
+                    sizes.scale,
+                );
+            }
+        });
+        out
     }
 }
 
@@ -26,77 +62,390 @@ impl AttentionKernel for Gpu {
         d_out: FloatTensor<Self>,
         geometry: &Geometry,
     ) -> [FloatTensor<Self>; 3] {
-        let [q, k, v] = inputs;
-        let (q, k, v) = (queries(geometry, q), keys(geometry, k), keys(geometry, v));
-        let d_out = queries(geometry, d_out);
-        let p = probabilities(q.clone(), k.clone(), geometry);
-        let dv = p.clone().swap_dims(2, 3).matmul(d_out.clone());
-        let d_p = d_out.matmul(v.swap_dims(2, 3));
-        let mean = (d_p.clone() * p.clone()).sum_dim(3);
-        let d_scores = (p * (d_p - mean)).mul_scalar(scale(geometry));
-        let dq = d_scores.clone().matmul(k);
-        let dk = d_scores.swap_dims(2, 3).matmul(q);
-        let of_keys = |gradient: Tensor<4>| {
-            let width = geometry.key_value_heads * geometry.head_dim;
-            primitive(gradient.swap_dims(1, 2).reshape([geometry.rows * geometry.cols, width]))
-        };
-        [primitive(by_token(geometry, dq)), of_keys(dk), of_keys(dv)]
+        let [(q, q_shape), (k, k_shape), (v, _)] = inputs.map(contiguous);
+        let (d_out, _) = contiguous(d_out);
+        let of = |[rows, cols]: [usize; 2]| empty(&q, rows, cols);
+        let (dq, dk, dv, sums) = (of(q_shape), of(k_shape), of(k_shape), of([q_shape[0] * geometry.heads, 2]));
+        let given = [&q, &k, &v, &d_out];
+        let sizes = Sizes::of(geometry);
+        let tokens = q_shape[0];
+        in_launches(&q.client, (tokens * geometry.heads) as u32, sizes.flop(10.0), |first, count| {
+            queries_backward(&sizes, given, [&dq, &sums], first, count);
+        });
+        in_launches(&q.client, (tokens * geometry.key_value_heads) as u32, sizes.flop(8.0), |first, count| {
+            keys_backward(&sizes, given, &sums, [&dk, &dv], first, count);
+        });
+        [dq, dk, dv]
     }
 }
 
-fn scale(geometry: &Geometry) -> f32 {
-    1.0 / (geometry.head_dim as f32).sqrt()
+/// A geometry as kernels are told it.
+struct Sizes {
+    cols: u32,
+    past: u32,
+    heads: u32,
+    /// Query heads of a key-value head.
+    group: u32,
+    head_dim: u32,
+    head_stride: u32,
+    token_stride: u32,
+    scale: f32,
 }
 
-fn group(geometry: &Geometry) -> usize {
-    geometry.heads / geometry.key_value_heads
-}
+impl Sizes {
+    /// # Panics
+    /// If a head has more dimensions than the units of a workgroup can own: no model that is known has.
+    fn of(geometry: &Geometry) -> Self {
+        let head_dim = geometry.head_dim as u32;
+        assert!(head_dim <= UNITS * SLOTS, "a head of {head_dim} dimensions, {} at most", UNITS * SLOTS);
+        let operand = geometry.operand();
+        Self {
+            cols: geometry.cols as u32,
+            past: geometry.past as u32,
+            heads: geometry.heads as u32,
+            group: (geometry.heads / geometry.key_value_heads) as u32,
+            head_dim,
+            head_stride: operand.head_stride as u32,
+            token_stride: operand.token_stride as u32,
+            scale: 1.0 / (geometry.head_dim as f32).sqrt(),
+        }
+    }
 
-/// `[rows, key_value_heads, group · cols, head_dim]`: the queries of a group lie one after another, so no key is repeated.
-fn queries(g: &Geometry, q: CubeTensor) -> Tensor<4> {
-    let q = tensor(q).reshape([g.rows, g.cols, g.key_value_heads, group(g), g.head_dim]).permute([0, 2, 3, 1, 4]);
-    q.reshape([g.rows, g.key_value_heads, group(g) * g.cols, g.head_dim])
-}
-
-/// `[rows, key_value_heads, past + cols, head_dim]`.
-fn keys(g: &Geometry, k: CubeTensor) -> Tensor<4> {
-    match g.room {
-        Some(room) => tensor(k).reshape([1, g.key_value_heads, room, g.head_dim]).slice([
-            0..1,
-            0..g.key_value_heads,
-            0..g.past + g.cols,
-            0..g.head_dim,
-        ]),
-        None => tensor(k).reshape([g.rows, g.cols, g.key_value_heads, g.head_dim]).swap_dims(1, 2),
+    /// Of one workgroup, with so many for each key and dimension.
+    fn flop(&self, each: f64) -> f64 {
+        each * f64::from(self.past + self.cols) * f64::from(self.head_dim)
     }
 }
 
-/// From the shape of [`queries`] back to `[rows · cols, heads · head_dim]`.
-fn by_token(g: &Geometry, mixed: Tensor<4>) -> Tensor<2> {
-    let mixed = mixed.reshape([g.rows, g.key_value_heads, group(g), g.cols, g.head_dim]).permute([0, 3, 1, 2, 4]);
-    mixed.reshape([g.rows * g.cols, g.heads * g.head_dim])
+fn queries_backward(
+    sizes: &Sizes,
+    [q, k, v, d_out]: [&CubeTensor; 4],
+    [dq, sums]: [&CubeTensor; 2],
+    first: u32,
+    count: u32,
+) {
+    // SAFETY: as in the forward pass.
+    unsafe {
+        queries_kernel::launch_unchecked(
+            &q.client,
+            CubeCount::Static(count, 1, 1),
+            CubeDim::new_1d(UNITS),
+            buffer(q),
+            buffer(k),
+            buffer(v),
+            buffer(d_out),
+            buffer(dq),
+            buffer(sums),
+            first,
+            sizes.cols,
+            sizes.heads,
+            sizes.group,
+            sizes.head_dim,
+            sizes.head_stride,
+            sizes.token_stride,
+            sizes.scale,
+        );
+    }
 }
 
-fn probabilities(q: Tensor<4>, k: Tensor<4>, g: &Geometry) -> Tensor<4> {
-    let seen = g.past + g.cols;
-    let scores = q.matmul(k.swap_dims(2, 3)).mul_scalar(scale(g));
-    let scores = scores.reshape([g.rows * g.key_value_heads, group(g), g.cols, seen]);
-    let scores = match causal_mask(g, &scores.device()) {
-        Some(mask) => scores + mask,
-        None => scores,
-    };
-    softmax(scores.reshape([g.rows, g.key_value_heads, group(g) * g.cols, seen]), 3)
+fn keys_backward(
+    sizes: &Sizes,
+    [q, k, v, d_out]: [&CubeTensor; 4],
+    sums: &CubeTensor,
+    [dk, dv]: [&CubeTensor; 2],
+    first: u32,
+    count: u32,
+) {
+    // SAFETY: as in the forward pass.
+    unsafe {
+        keys_kernel::launch_unchecked(
+            &q.client,
+            CubeCount::Static(count, 1, 1),
+            CubeDim::new_1d(UNITS),
+            buffer(q),
+            buffer(k),
+            buffer(v),
+            buffer(d_out),
+            buffer(sums),
+            buffer(dk),
+            buffer(dv),
+            first,
+            sizes.cols,
+            sizes.heads,
+            sizes.group,
+            sizes.head_dim,
+            sizes.scale,
+        );
+    }
 }
 
-/// 0 or −∞, `[1, 1, cols, past + cols]`; none for a single query, which sees all.
-fn causal_mask(g: &Geometry, device: &Device) -> Option<Tensor<4>> {
-    if g.cols == 1 {
-        return None;
+#[cube]
+fn dot(a: &[f32], a_first: u32, b: &[f32], b_first: u32, len: u32) -> f32 {
+    let mut sum = 0.0f32;
+    for index in 0..len {
+        sum += a[(a_first + index) as usize] * b[(b_first + index) as usize];
     }
-    let seen = g.past + g.cols;
-    let mut mask = vec![0.0f32; g.cols * seen];
-    for (query, row) in mask.chunks_exact_mut(seen).enumerate() {
-        row[g.past + query + 1..].fill(f32::NEG_INFINITY);
+    sum
+}
+
+/// The highest of `top` and every unit's `own`; all units get the same, and `scores` is free again.
+#[cube]
+fn highest(own: f32, top: f32, scores: &mut Shared<[f32]>) -> f32 {
+    scores[UNIT_POS_X as usize] = own;
+    sync_cube();
+    let mut found = top;
+    for unit in 0..UNITS {
+        let score = scores[unit as usize];
+        found = select(score > found, score, found);
     }
-    Some(Tensor::from_data(TensorData::new(mask, [1, 1, g.cols, seen]), device))
+    sync_cube();
+    found
+}
+
+#[cube(launch_unchecked)]
+fn forward_kernel(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    out: &mut [f32],
+    first_task: u32,
+    cols: u32,
+    past: u32,
+    heads: u32,
+    group: u32,
+    head_dim: u32,
+    head_stride: u32,
+    token_stride: u32,
+    scale: f32,
+) {
+    let task = first_task + CUBE_POS_X;
+    let (token, head) = (task / heads, task % heads);
+    let query = task * head_dim;
+    let keys = (head / group) * head_stride + (token / cols) * cols * token_stride;
+    let seen = past + token % cols + 1;
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
+    let mut sums = Array::<f32>::new(comptime!(SLOTS as usize));
+    #[unroll]
+    for slot in 0..SLOTS {
+        sums[slot as usize] = 0.0;
+    }
+    let mut top = f32::new(LOWEST);
+    let mut total = 0.0f32;
+    let mut tile = 0u32;
+    while tile < seen {
+        let key = tile + UNIT_POS_X;
+        let mut score = f32::new(LOWEST);
+        if key < seen {
+            score = dot(q, query, k, keys + key * token_stride, head_dim) * scale;
+        }
+        let new_top = highest(score, top, &mut weights);
+        weights[UNIT_POS_X as usize] = select(key < seen, (score - new_top).exp(), 0.0);
+        sync_cube();
+        let shrink = (top - new_top).exp();
+        let count = select(seen - tile < UNITS, seen - tile, UNITS);
+        total *= shrink;
+        for index in 0..count {
+            total += weights[index as usize];
+        }
+        #[unroll]
+        for slot in 0..SLOTS {
+            let dim = UNIT_POS_X + slot * UNITS;
+            if dim < head_dim {
+                let mut sum = sums[slot as usize] * shrink;
+                for index in 0..count {
+                    sum += weights[index as usize] * v[(keys + (tile + index) * token_stride + dim) as usize];
+                }
+                sums[slot as usize] = sum;
+            }
+        }
+        sync_cube();
+        top = new_top;
+        tile += UNITS;
+    }
+    #[unroll]
+    for slot in 0..SLOTS {
+        let dim = UNIT_POS_X + slot * UNITS;
+        if dim < head_dim {
+            out[(query + dim) as usize] = sums[slot as usize] / total;
+        }
+    }
+}
+
+/// The gradient of a query, and for its keys what they need of it: the logarithm of the softmax's sum, and the mean of the
+/// probabilities' gradients.
+#[cube(launch_unchecked)]
+fn queries_kernel(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    d_out: &[f32],
+    dq: &mut [f32],
+    log_sums_and_means: &mut [f32],
+    first_task: u32,
+    cols: u32,
+    heads: u32,
+    group: u32,
+    head_dim: u32,
+    head_stride: u32,
+    token_stride: u32,
+    scale: f32,
+) {
+    let task = first_task + CUBE_POS_X;
+    let (token, head) = (task / heads, task % heads);
+    let query = task * head_dim;
+    let keys = (head / group) * head_stride + (token / cols) * cols * token_stride;
+    let seen = token % cols + 1;
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
+    let mut products = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
+    let mut top = f32::new(LOWEST);
+    let mut total = 0.0f32;
+    let mut mean = 0.0f32;
+    let mut tile = 0u32;
+    while tile < seen {
+        let key = tile + UNIT_POS_X;
+        let mut score = f32::new(LOWEST);
+        let mut d_probability = 0.0f32;
+        if key < seen {
+            score = dot(q, query, k, keys + key * token_stride, head_dim) * scale;
+            d_probability = dot(d_out, query, v, keys + key * token_stride, head_dim);
+        }
+        let new_top = highest(score, top, &mut weights);
+        let weight = select(key < seen, (score - new_top).exp(), 0.0);
+        weights[UNIT_POS_X as usize] = weight;
+        products[UNIT_POS_X as usize] = weight * d_probability;
+        sync_cube();
+        let shrink = (top - new_top).exp();
+        total *= shrink;
+        mean *= shrink;
+        for index in 0..UNITS {
+            total += weights[index as usize];
+            mean += products[index as usize];
+        }
+        sync_cube();
+        top = new_top;
+        tile += UNITS;
+    }
+    let log_sum = top + total.ln();
+    mean /= total;
+    let mut sums = Array::<f32>::new(comptime!(SLOTS as usize));
+    #[unroll]
+    for slot in 0..SLOTS {
+        sums[slot as usize] = 0.0;
+    }
+    let mut tile = 0u32;
+    while tile < seen {
+        let key = tile + UNIT_POS_X;
+        let mut d_score = 0.0f32;
+        if key < seen {
+            let score = dot(q, query, k, keys + key * token_stride, head_dim) * scale;
+            let d_probability = dot(d_out, query, v, keys + key * token_stride, head_dim);
+            d_score = (score - log_sum).exp() * (d_probability - mean) * scale;
+        }
+        weights[UNIT_POS_X as usize] = d_score;
+        sync_cube();
+        let count = select(seen - tile < UNITS, seen - tile, UNITS);
+        #[unroll]
+        for slot in 0..SLOTS {
+            let dim = UNIT_POS_X + slot * UNITS;
+            if dim < head_dim {
+                let mut sum = sums[slot as usize];
+                for index in 0..count {
+                    sum += weights[index as usize] * k[(keys + (tile + index) * token_stride + dim) as usize];
+                }
+                sums[slot as usize] = sum;
+            }
+        }
+        sync_cube();
+        tile += UNITS;
+    }
+    #[unroll]
+    for slot in 0..SLOTS {
+        let dim = UNIT_POS_X + slot * UNITS;
+        if dim < head_dim {
+            dq[(query + dim) as usize] = sums[slot as usize];
+        }
+    }
+    if UNIT_POS_X == 0 {
+        log_sums_and_means[(2 * task) as usize] = log_sum;
+        log_sums_and_means[(2 * task + 1) as usize] = mean;
+    }
+}
+
+/// The gradients of a key and its value, over the queries of every head that reads them, head after head.
+#[cube(launch_unchecked)]
+fn keys_kernel(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    d_out: &[f32],
+    log_sums_and_means: &[f32],
+    dk: &mut [f32],
+    dv: &mut [f32],
+    first_task: u32,
+    cols: u32,
+    heads: u32,
+    group: u32,
+    head_dim: u32,
+    scale: f32,
+) {
+    let task = first_task + CUBE_POS_X;
+    let key_heads = heads / group;
+    let (token, key_head) = (task / key_heads, task % key_heads);
+    let key = task * head_dim;
+    // Queries from this token on to the end of its sequence.
+    let queries = cols - token % cols;
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
+    let mut d_scores = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
+    let mut of_key = Array::<f32>::new(comptime!(SLOTS as usize));
+    let mut of_value = Array::<f32>::new(comptime!(SLOTS as usize));
+    #[unroll]
+    for slot in 0..SLOTS {
+        of_key[slot as usize] = 0.0;
+        of_value[slot as usize] = 0.0;
+    }
+    for member in 0..group {
+        let head = key_head * group + member;
+        let mut tile = 0u32;
+        while tile < queries {
+            let index = tile + UNIT_POS_X;
+            let place = (token + index) * heads + head;
+            let mut weight = 0.0f32;
+            let mut d_score = 0.0f32;
+            if index < queries {
+                let score = dot(q, place * head_dim, k, key, head_dim) * scale;
+                weight = (score - log_sums_and_means[(2 * place) as usize]).exp();
+                let d_probability = dot(d_out, place * head_dim, v, key, head_dim);
+                d_score = weight * (d_probability - log_sums_and_means[(2 * place + 1) as usize]) * scale;
+            }
+            weights[UNIT_POS_X as usize] = weight;
+            d_scores[UNIT_POS_X as usize] = d_score;
+            sync_cube();
+            let count = select(queries - tile < UNITS, queries - tile, UNITS);
+            #[unroll]
+            for slot in 0..SLOTS {
+                let dim = UNIT_POS_X + slot * UNITS;
+                if dim < head_dim {
+                    let mut d_key = of_key[slot as usize];
+                    let mut d_value = of_value[slot as usize];
+                    for index in 0..count {
+                        let from = (((token + tile + index) * heads + head) * head_dim + dim) as usize;
+                        d_key += d_scores[index as usize] * q[from];
+                        d_value += weights[index as usize] * d_out[from];
+                    }
+                    of_key[slot as usize] = d_key;
+                    of_value[slot as usize] = d_value;
+                }
+            }
+            sync_cube();
+            tile += UNITS;
+        }
+    }
+    #[unroll]
+    for slot in 0..SLOTS {
+        let dim = UNIT_POS_X + slot * UNITS;
+        if dim < head_dim {
+            dk[(key + dim) as usize] = of_key[slot as usize];
+            dv[(key + dim) as usize] = of_value[slot as usize];
+        }
+    }
 }

@@ -14,6 +14,9 @@ use crate::quant::{PackedMatrix, TensorType};
 /// Largest buffer that a kernel binds: the storage-buffer limit of Pixel 7 and Galaxy S23.
 pub(crate) const MAX_BINDING_BYTES: usize = 128 << 20;
 
+/// Workgroups of one launch that every GPU allows.
+const MAX_CUBES: u32 = 65_535;
+
 /// How the kernels read a weight; one compiled variant each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Encoding {
@@ -190,13 +193,20 @@ pub(super) fn contiguous(tensor: CubeTensor) -> (CubeTensor, [usize; 2]) {
     (tensor, shape)
 }
 
+/// A tensor that [`contiguous`] or [`empty`] gave.
+pub(super) fn buffer(tensor: &CubeTensor) -> cubecl::prelude::BufferArg {
+    let len = burn::backend::TensorMetadata::shape(tensor).num_elements();
+    // SAFETY: the length is the tensor's own.
+    unsafe { cubecl::prelude::BufferArg::from_raw_parts(tensor.handle.clone(), len) }
+}
+
 /// Launches `cubes` workgroups of so many FLOP each, `launch(first, count)` at a time, so that no launch takes longer than a
 /// submission may.
 pub(super) fn in_launches(client: &Client, cubes: u32, flop_per_cube: f64, mut launch: impl FnMut(u32, u32)) {
     let Some(gpu) = gpu_device::current() else { return launch(0, cubes) };
     let mut first = 0;
     while first < cubes {
-        let count = ((gpu.pace().flop_per_launch() / flop_per_cube) as u32).clamp(1, cubes - first);
+        let count = ((gpu.pace().flop_per_launch() / flop_per_cube) as u32).clamp(1, MAX_CUBES.min(cubes - first));
         launch(first, count);
         gpu.pace().launched(client, flop_per_cube * f64::from(count));
         first += count;

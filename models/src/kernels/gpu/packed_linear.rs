@@ -21,7 +21,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::device_matrix::{
-    BLOCK_COLS, BLOCK_ROWS, DeviceMatrix, Encoding, Gpu, Part, contiguous, empty, in_launches, per_word,
+    BLOCK_COLS, BLOCK_ROWS, DeviceMatrix, Encoding, Gpu, Part, buffer, contiguous, empty, in_launches, per_word,
 };
 use crate::ops::Frozen;
 use crate::ops::packed_linear::PackedLinearOps;
@@ -232,13 +232,6 @@ impl<'a> Terms<'a> {
         let wide_strides = if is_transposed { [1, outputs] } else { [rank as u32, 1] };
         Self { base, thin, wide, rank: rank as u32, scaling, wide_strides, mode }
     }
-}
-
-/// A tensor that [`contiguous`] or [`empty`] gave.
-fn buffer(tensor: &CubeTensor) -> BufferArg {
-    let len = burn::backend::TensorMetadata::shape(tensor).num_elements();
-    // SAFETY: the length is the tensor's own.
-    unsafe { BufferArg::from_raw_parts(tensor.handle.clone(), len) }
 }
 
 /// The weight at `place` of a word, before scaling where it is a quant.
