@@ -128,7 +128,7 @@ fn pack_part(matrix: &PackedMatrix, encoding: Encoding, rows: Range<usize>) -> (
 }
 
 /// Weights in a word.
-pub(super) fn per_word(encoding: Encoding) -> usize {
+fn per_word(encoding: Encoding) -> usize {
     match encoding {
         Encoding::Bits4 => 8,
         Encoding::Bits8 => 4,

@@ -21,7 +21,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::device_matrix::{
-    BLOCK_COLS, BLOCK_ROWS, DeviceMatrix, Encoding, Gpu, Part, buffer, contiguous, empty, in_launches, per_word,
+    BLOCK_COLS, BLOCK_ROWS, DeviceMatrix, Encoding, Gpu, Part, block_words, buffer, contiguous, empty, in_launches,
 };
 use crate::ops::Frozen;
 use crate::ops::packed_linear::PackedLinearOps;
@@ -96,33 +96,24 @@ struct Product<'a> {
 impl Product<'_> {
     fn launch(&self, part: &Part, onto: &Onto<'_>, accumulate: bool) {
         let (tokens, matrix) = (self.tokens as u32, self.matrix);
-        let words = BLOCK_COLS / per_word(matrix.encoding) as u32;
+        let words = block_words(matrix.encoding) as u32;
         let is_single = tokens == 1 && !self.transposed;
-        let tile = if tokens <= 16 { 16 } else { 32 };
         let outputs = if self.transposed { matrix.cols } else { part.rows } as u32;
         let outputs_per_cube = if is_single { LANES / words } else { OUTPUTS };
         let depth = if self.transposed { part.rows } else { matrix.cols };
         let flop = 2.0 * f64::from(outputs_per_cube) * f64::from(tokens) * depth as f64;
         in_launches(&self.x.client, outputs.div_ceil(outputs_per_cube), flop, |first, count| {
             if is_single {
-                self.launch_single(part, onto, accumulate, first, count, words);
+                self.launch_single(part, onto, accumulate, first, count);
             } else {
-                self.launch_tiles(part, onto, accumulate, first, count, words, tile);
+                self.launch_tiles(part, onto, accumulate, first, count);
             }
         });
     }
 
-    fn launch_tiles(
-        &self,
-        part: &Part,
-        onto: &Onto<'_>,
-        accumulate: bool,
-        first: u32,
-        count: u32,
-        words: u32,
-        tile: u32,
-    ) {
+    fn launch_tiles(&self, part: &Part, onto: &Onto<'_>, accumulate: bool, first: u32, count: u32) {
         let (tokens, matrix) = (self.tokens as u32, self.matrix);
+        let tile = if tokens <= 16 { 16 } else { 32 };
         let terms = Terms::of(self, onto, accumulate);
         // The columns of the part's own rows, and those of all that its sums go over.
         let (own, all) = ((part.first_row as u32, matrix.rows as u32), (0, matrix.cols as u32));
@@ -156,14 +147,14 @@ impl Product<'_> {
                 terms.wide_strides[1],
                 terms.mode,
                 matrix.encoding,
-                words,
+                block_words(matrix.encoding) as u32,
                 tile / 8,
                 self.transposed,
             );
         }
     }
 
-    fn launch_single(&self, part: &Part, onto: &Onto<'_>, accumulate: bool, first: u32, count: u32, words: u32) {
+    fn launch_single(&self, part: &Part, onto: &Onto<'_>, accumulate: bool, first: u32, count: u32) {
         let matrix = self.matrix;
         let terms = Terms::of(self, onto, accumulate);
         // SAFETY: as above.
@@ -190,7 +181,7 @@ impl Product<'_> {
                 terms.wide_strides[1],
                 terms.mode,
                 matrix.encoding,
-                words,
+                block_words(matrix.encoding) as u32,
             );
         }
     }
