@@ -20,6 +20,9 @@ pub(crate) struct MethodArgs {
     /// Step size [default: 0.0005]
     #[arg(long, value_name = "RATE")]
     learning_rate: Option<f64>,
+    /// Megabytes that a step may take beside model and adapters; what does not fit is computed again [default: 537]
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(1..))]
+    memory: Option<u32>,
     /// ilora, er: replayed examples for each new one [default: 1]
     #[arg(long, value_name = "RATIO")]
     replay_ratio: Option<f64>,
@@ -87,7 +90,10 @@ enum ScopeChoice {
 impl MethodArgs {
     /// Settings of a session that learns this way.
     pub(crate) fn apply(&self, lora: &LoraArgs, builder: SessionBuilder) -> SessionBuilder {
-        let builder = builder.method(self.method()).trainer(self.trainer());
+        let mut builder = builder.method(self.method()).trainer(self.trainer());
+        if let Some(megabytes) = self.memory {
+            builder = builder.memory_budget(u64::from(megabytes) * 1_000_000);
+        }
         match lora.config() {
             Some(config) => builder.lora(config),
             None => builder,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use mynah::session::Phase;
 use mynah::{Learner, Session, SessionBuilder};
 use mynah_models::weights::Gguf;
+use mynah_models::{Model, Precision};
 
 use crate::error::CliError;
 use crate::interrupt;
@@ -49,14 +50,28 @@ pub(crate) fn gguf(model: &str) -> Result<Arc<Gguf>, CliError> {
     })
 }
 
-/// A builder with the model, the device and the seed set.
-pub(crate) fn builder(model: &str, options: &Options) -> Result<SessionBuilder, CliError> {
-    let builder = Session::builder(gguf(model)?);
-    let device = match options.device {
+/// The model alone, on the device and in the precision that were asked for, else in `precision`. What there is to say about
+/// the device, is logged.
+pub(crate) fn model(model: &str, precision: Precision, options: &Options) -> Result<Model, CliError> {
+    let precision = options.precision.map_or(precision, Precision::from);
+    Ok(Model::load(&gguf(model)?, &mynah::device::open(device(options), precision).device)?)
+}
+
+fn device(options: &Options) -> mynah::DeviceChoice {
+    match options.device {
         DeviceChoice::Cpu => mynah::DeviceChoice::Cpu,
         DeviceChoice::Gpu => mynah::DeviceChoice::Gpu,
+    }
+}
+
+/// A builder with the model, the device, the precision and the seed set.
+pub(crate) fn builder(model: &str, options: &Options) -> Result<SessionBuilder, CliError> {
+    let builder = Session::builder(gguf(model)?);
+    let builder = match options.precision {
+        Some(precision) => builder.precision(precision.into()),
+        None => builder,
     };
-    Ok(builder.device(device).seed(options.seed))
+    Ok(builder.device(device(options)).seed(options.seed))
 }
 
 /// Opens the session and lets Ctrl-C cancel what it does. What the session has to say about its device, it logs.
@@ -67,9 +82,16 @@ pub(crate) fn open(builder: SessionBuilder) -> Result<Session, CliError> {
     Ok(session)
 }
 
-/// Opens the bare model, or with what was learned in a store: where there is none, the path is wrong.
-pub(crate) fn open_to_read(model: &str, store: Option<&Path>, options: &Options) -> Result<Session, CliError> {
-    let builder = builder(model, options)?;
+/// Opens the bare model, or with what was learned in a store: where there is none, the path is wrong. Unless the options name a
+/// precision, it is `precision`.
+pub(crate) fn open_to_read(
+    model: &str,
+    store: Option<&Path>,
+    precision: Precision,
+    options: &Options,
+) -> Result<Session, CliError> {
+    let precision = options.precision.map_or(precision, Precision::from);
+    let builder = builder(model, options)?.precision(precision);
     match store {
         Some(folder) if folder.is_dir() => open(builder.store(folder)),
         Some(folder) => Err(CliError::NoStore { path: folder.to_owned() }),

@@ -1,5 +1,7 @@
 //! The options that every verb takes.
 
+use mynah_models::Precision;
+
 use crate::error::CliError;
 
 /// Options of every verb.
@@ -12,6 +14,9 @@ pub(crate) struct Options {
     /// Where to compute
     #[arg(long, global = true, value_enum, default_value_t = DeviceChoice::Cpu)]
     pub(crate) device: DeviceChoice,
+    /// How exactly the CPU computes. If not given, `exact` where results are compared (generate, eval, perplexity), else `fast`
+    #[arg(long, global = true, value_enum)]
+    pub(crate) precision: Option<PrecisionChoice>,
     /// How many threads compute; all cores if not given
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,
@@ -36,4 +41,22 @@ impl Options {
 pub(crate) enum DeviceChoice {
     Cpu,
     Gpu,
+}
+
+/// How exactly a model computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum PrecisionChoice {
+    /// f32 on the weights as they are
+    Exact,
+    /// bf16 and 8 bits where the processor has instructions for them
+    Fast,
+}
+
+impl From<PrecisionChoice> for Precision {
+    fn from(choice: PrecisionChoice) -> Self {
+        match choice {
+            PrecisionChoice::Exact => Self::Exact,
+            PrecisionChoice::Fast => Self::Fast,
+        }
+    }
 }

@@ -184,6 +184,25 @@ typedef int32_t mynah_stopped_by;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
+// How exactly the CPU computes.
+enum mynah_precision
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    // In bf16 and 8 bits where the processor has instructions for them.
+    MYNAH_PRECISION_FAST = 0,
+    // In f32 on the weights as they are.
+    MYNAH_PRECISION_EXACT = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum mynah_precision mynah_precision;
+#else
+typedef int32_t mynah_precision;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
 // How prompts and answers become the text that the model sees.
 enum mynah_prompt_format
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
@@ -387,6 +406,13 @@ mynah_status mynah_options_set_store_path(mynah_options *options,
 // `options` is NULL or live.
 mynah_status mynah_options_set_device(mynah_options *options,
                                       int32_t device);
+
+// Sets how exactly the CPU computes, a mynah_precision. Default: MYNAH_PRECISION_FAST.
+//
+// # Safety
+// `options` is NULL or live.
+mynah_status mynah_options_set_precision(mynah_options *options,
+                                         int32_t precision);
 
 // Sets how prompts are put, a mynah_prompt_format. Default: MYNAH_PROMPT_FORMAT_AUTO.
 //

@@ -4,6 +4,7 @@ use std::ffi::c_char;
 use std::path::PathBuf;
 use std::ptr;
 
+use runtime::Precision as RuntimePrecision;
 use runtime::{DeviceChoice, Session, SessionBuilder};
 
 use crate::status::{Failure, Status};
@@ -18,6 +19,17 @@ pub enum Device {
     Cpu = 0,
     /// The GPU; where there is none, or the library was built without it, the CPU.
     Gpu = 1,
+}
+
+/// How exactly the CPU computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(i32)]
+pub enum Precision {
+    /// In bf16 and 8 bits where the processor has instructions for them.
+    #[default]
+    Fast = 0,
+    /// In f32 on the weights as they are.
+    Exact = 1,
 }
 
 /// How prompts and answers become the text that the model sees.
@@ -39,6 +51,7 @@ pub struct Options {
     model: Option<PathBuf>,
     store: Option<PathBuf>,
     device: DeviceChoice,
+    precision: Precision,
     threads: u32,
     seed: u64,
     context_tokens: Option<u32>,
@@ -51,6 +64,10 @@ impl Options {
         let no_model = || Failure::new(Status::INVALID_ARGUMENT, "no model path is set");
         let model = self.model.clone().ok_or_else(no_model)?;
         let mut builder = Session::builder(model).device(self.device).threads(self.threads as usize).seed(self.seed);
+        builder = builder.precision(match self.precision {
+            Precision::Fast => RuntimePrecision::Fast,
+            Precision::Exact => RuntimePrecision::Exact,
+        });
         if let Some(store) = &self.store {
             builder = builder.store(store);
         }
@@ -136,6 +153,18 @@ pub unsafe extern "C" fn mynah_options_set_device(options: *mut Options, device:
     unsafe { set(options, |options| &mut options.device, || device) }
 }
 
+/// Sets how exactly the CPU computes, a mynah_precision. Default: MYNAH_PRECISION_FAST.
+///
+/// # Safety
+/// `options` is NULL or live.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mynah_options_set_precision(options: *mut Options, precision: i32) -> Status {
+    let found = [Precision::Fast, Precision::Exact].into_iter().find(|known| *known as i32 == precision);
+    let found = found.ok_or_else(|| unknown("precision", precision));
+    // SAFETY: the caller promises live options.
+    unsafe { set(options, |options| &mut options.precision, || found) }
+}
+
 /// Sets how prompts are put, a mynah_prompt_format. Default: MYNAH_PROMPT_FORMAT_AUTO.
 ///
 /// # Safety
@@ -215,6 +244,8 @@ mod tests {
             assert_eq!(mynah_options_set_model_path(options, path.as_ptr().cast(), path.len()), Status::OK);
             assert_eq!(mynah_options_set_device(options, 1), Status::OK);
             assert_eq!(mynah_options_set_device(options, 9), Status::INVALID_ARGUMENT);
+            assert_eq!(mynah_options_set_precision(options, 1), Status::OK);
+            assert_eq!(mynah_options_set_precision(options, 2), Status::INVALID_ARGUMENT);
             assert_eq!(mynah_options_set_prompt_format(options, 2), Status::OK);
             assert_eq!(mynah_options_set_prompt_format(options, -1), Status::INVALID_ARGUMENT);
             assert_eq!(mynah_options_set_threads(options, 2), Status::OK);
@@ -229,5 +260,6 @@ mod tests {
         assert_eq!((made.model, made.store), (Some(path.into()), None));
         assert_eq!((made.device, made.threads, made.seed), (DeviceChoice::Gpu, 2, 7));
         assert_eq!((made.context_tokens, made.prompt_format), (None, PromptFormat::Raw));
+        assert_eq!(made.precision, Precision::Exact);
     }
 }

@@ -1,19 +1,18 @@
 //! Token ids in the shape that a pass takes.
 
+use std::sync::Arc;
+
 use crate::compute_error::ComputeError;
 
-/// `rows` sequences of `cols` tokens, row-major, padded on the right; positions count from 0 in each row.
-///
-/// What a padding position gives means nothing; nothing else depends on it.
+/// Sequences of any lengths, one after another: there is no padding. None sees another, and positions count from 0 in each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenBatch {
     ids: Vec<u32>,
-    rows: usize,
-    cols: usize,
+    lengths: Arc<[usize]>,
 }
 
 impl TokenBatch {
-    /// A batch of equally long rows.
+    /// `rows` sequences of `cols` tokens each.
     ///
     /// # Errors
     /// [`ComputeError::BatchShape`] if `ids` is not `rows · cols` long, or empty.
@@ -21,35 +20,38 @@ impl TokenBatch {
         if ids.is_empty() || rows.checked_mul(cols) != Some(ids.len()) {
             return Err(ComputeError::BatchShape { rows, cols, ids: ids.len() });
         }
-        Ok(Self { ids, rows, cols })
+        Ok(Self { ids, lengths: vec![cols; rows].into() })
     }
 
-    /// Rows of any lengths, padded with `padding` to the longest.
+    /// Sequences of any lengths; those without tokens take no room.
     ///
     /// # Errors
     /// [`ComputeError::BatchShape`] if there is no token at all.
-    pub fn padded<R: AsRef<[u32]>>(sequences: &[R], padding: u32) -> Result<Self, ComputeError> {
-        let cols = sequences.iter().map(|row| row.as_ref().len()).max().unwrap_or(0);
-        let mut ids = Vec::with_capacity(sequences.len() * cols);
-        for row in sequences {
-            ids.extend_from_slice(row.as_ref());
-            ids.resize(ids.len() + cols - row.as_ref().len(), padding);
+    pub fn packed<R: AsRef<[u32]>>(sequences: &[R]) -> Result<Self, ComputeError> {
+        let ids: Vec<u32> = sequences.iter().flat_map(|sequence| sequence.as_ref().iter().copied()).collect();
+        if ids.is_empty() {
+            return Err(ComputeError::BatchShape { rows: sequences.len(), cols: 0, ids: 0 });
         }
-        Self::new(ids, sequences.len(), cols)
+        Ok(Self { ids, lengths: sequences.iter().map(|sequence| sequence.as_ref().len()).collect() })
     }
 
-    /// All ids, row after row.
+    /// All ids, sequence after sequence.
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }
 
-    /// Sequences.
-    pub fn rows(&self) -> usize {
-        self.rows
+    /// Tokens of each sequence.
+    pub fn lengths(&self) -> &[usize] {
+        &self.lengths
     }
 
-    /// Tokens of a sequence, padding included.
-    pub fn cols(&self) -> usize {
-        self.cols
+    /// Tokens of each sequence, shared.
+    pub(crate) fn shared_lengths(&self) -> Arc<[usize]> {
+        Arc::clone(&self.lengths)
+    }
+
+    /// Tokens of the longest sequence.
+    pub fn longest(&self) -> usize {
+        self.lengths.iter().copied().max().unwrap_or(0)
     }
 }

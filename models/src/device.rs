@@ -9,12 +9,15 @@ use burn::tensor::{Device, Tensor};
 
 use crate::compute_error::ComputeError;
 use crate::gpu_device::{self, Gpu};
+use crate::kernels::cpu::tiled;
+use crate::precision::Precision;
 
 /// The CPU, or a GPU through wgpu. Cloning copies a handle.
 #[derive(Clone)]
 pub struct ComputeDevice {
     burn: Device,
     gpu: Option<Arc<Gpu>>,
+    precision: Precision,
 }
 
 /// What a GPU was asked to do.
@@ -30,9 +33,9 @@ pub struct GpuWork {
 }
 
 impl ComputeDevice {
-    /// The CPU, on burn's `flex` backend and our kernels.
+    /// The CPU, on burn's `flex` backend and our kernels, computing exactly.
     pub fn cpu() -> Self {
-        Self { burn: Device::flex(), gpu: None }
+        Self { burn: Device::flex(), gpu: None, precision: Precision::Exact }
     }
 
     /// The GPU that wgpu prefers. Every call gives the same one, until it is lost: then the next call opens another.
@@ -41,7 +44,22 @@ impl ComputeDevice {
     /// [`ComputeError::NoGpu`] if there is none, or this build has no GPU support.
     pub fn gpu() -> Result<Self, ComputeError> {
         let gpu = gpu_device::open()?;
-        Ok(Self { burn: gpu.burn().clone(), gpu: Some(gpu) })
+        Ok(Self { burn: gpu.burn().clone(), gpu: Some(gpu), precision: Precision::Exact })
+    }
+
+    /// The same device, computing with another precision. A GPU's stays f32.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// How exactly models that are loaded for this device compute.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Whether models that are loaded for this device have their weights repacked.
+    pub(crate) fn computes_with_tiles(&self) -> bool {
+        self.precision == Precision::Fast && !self.is_gpu() && tiled::is_available()
     }
 
     /// Whether this is a GPU.

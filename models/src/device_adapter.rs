@@ -37,6 +37,11 @@ impl DeviceAdapter {
         Self { device: device.clone(), branches, places, len_values: adapter.values().len() }
     }
 
+    /// The largest rank of its branches; 0 where there are none.
+    pub fn rank(&self) -> usize {
+        self.branches.iter().map(|branch| branch.a.dims()[0]).max().unwrap_or(0)
+    }
+
     pub(crate) fn branch(&self, layer: usize, projection: Projection) -> Option<&LoraBranch> {
         self.places.get(layer)?[projection as usize].map(|index| &self.branches[index])
     }

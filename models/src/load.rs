@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
 use crate::Projection;
 use crate::config::{ModelConfig, RopeScaling};
+use crate::device::ComputeDevice;
 use crate::error::LoadError;
+use crate::kernels::cpu::tiled::TileArena;
 use crate::nn::{Attention, AttentionShape, Decoder, DecoderLayer, Linear, Mlp, RmsNorm};
 use crate::ops::Frozen;
 use crate::quant::PackedMatrix;
@@ -17,12 +19,33 @@ use crate::weights::Gguf;
 pub(crate) struct Loader<'a> {
     gguf: &'a Arc<Gguf>,
     config: &'a ModelConfig,
-    device: &'a Device,
+    device: &'a ComputeDevice,
+    /// Where weights are repacked, if they are.
+    arena: Option<TileArena>,
 }
 
 impl<'a> Loader<'a> {
-    pub(crate) fn new(gguf: &'a Arc<Gguf>, config: &'a ModelConfig, device: &'a Device) -> Self {
-        Self { gguf, config, device }
+    /// # Errors
+    /// [`LoadError::Io`] if there is no memory to repack weights in.
+    pub(crate) fn new(
+        gguf: &'a Arc<Gguf>,
+        config: &'a ModelConfig,
+        device: &'a ComputeDevice,
+    ) -> Result<Self, LoadError> {
+        let matrices = gguf.tensors().iter().filter_map(|tensor| match tensor.shape[..] {
+            [rows, cols] => Some((tensor.tensor_type, [rows, cols])),
+            _ => None,
+        });
+        let arena = device.computes_with_tiles().then(|| TileArena::new(matrices)).transpose();
+        Ok(Self { gguf, config, device, arena: arena.map_err(|source| no_memory(gguf, source))? })
+    }
+
+    /// Ends the loading: weights can be used from here on.
+    ///
+    /// # Errors
+    /// [`LoadError::Io`] if the system cannot protect the memory of repacked weights.
+    pub(crate) fn finish(self) -> Result<(), LoadError> {
+        self.arena.map_or(Ok(()), TileArena::seal).map_err(|source| no_memory(self.gguf, source))
     }
 
     /// The model whose layers have the attention that `attention` builds.
@@ -35,10 +58,10 @@ impl<'a> Loader<'a> {
     ) -> Result<Decoder, LoadError> {
         let config = self.config;
         let vocabulary = [config.vocab_size, config.hidden_size];
-        let embed_tokens = self.matrix("token_embd.weight", vocabulary)?;
+        let embed_tokens = PackedMatrix::from_gguf(self.gguf, "token_embd.weight", vocabulary)?;
         let lm_head = match config.tie_word_embeddings {
-            true => embed_tokens.clone(),
-            false => self.matrix("output.weight", vocabulary)?,
+            true => self.frozen("token_embd.weight", embed_tokens.clone()),
+            false => self.frozen("output.weight", PackedMatrix::from_gguf(self.gguf, "output.weight", vocabulary)?),
         };
         let layer = |layer: usize| {
             Ok(DecoderLayer {
@@ -74,7 +97,7 @@ impl<'a> Loader<'a> {
             Some(order) => matrix.select_rows(order),
             None => matrix,
         };
-        Ok(Linear::new(Frozen::new(matrix), layer, projection))
+        Ok(Linear::new(self.frozen(&name, matrix), layer, projection))
     }
 
     /// A projection with a bias.
@@ -93,13 +116,21 @@ impl<'a> Loader<'a> {
         Ok(RmsNorm::new(self.gguf.vector_f32(name, len)?, self.config.rms_norm_eps))
     }
 
-    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Frozen, LoadError> {
-        Ok(Frozen::new(PackedMatrix::from_gguf(self.gguf, name, shape)?))
+    /// The matrix of tensor `name` in the form that the device computes with.
+    fn frozen(&self, name: &str, matrix: PackedMatrix) -> Frozen {
+        let Some(arena) = &self.arena else { return Frozen::new(matrix) };
+        let tiles = arena.tile(&matrix);
+        self.gguf.release(name);
+        Frozen::new(tiles)
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Tensor<1>, LoadError> {
-        Ok(Tensor::from_data(TensorData::new(self.gguf.vector_f32(name, len)?, [len]), self.device))
+        Ok(Tensor::from_data(TensorData::new(self.gguf.vector_f32(name, len)?, [len]), self.device.burn()))
     }
+}
+
+fn no_memory(gguf: &Gguf, source: std::io::Error) -> LoadError {
+    LoadError::Io { file: gguf.file().to_owned(), source }
 }
 
 /// Radians per position of each pair of dimensions: `theta^(-2i / head_dim)`, slowed down as the scaling says.

@@ -12,6 +12,7 @@ use crate::device::ComputeDevice;
 use crate::device_adapter::DeviceAdapter;
 use crate::error::LoadError;
 use crate::families;
+use crate::kernels::cpu::parallel::in_pool;
 use crate::load::Loader;
 use crate::nn::{AttentionShape, Decoder, KvCache, Pass, Stop};
 use crate::ops::{RopeAngles, packed_linear, token_nll};
@@ -31,7 +32,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Builds the model that a file describes. Weights stay packed, and on the CPU stay in the file's mapping.
+    /// Builds the model that a file describes. Weights stay packed; the device's [`Precision`](crate::Precision) says whether they
+    /// stay in the file's mapping.
     ///
     /// # Errors
     /// [`LoadError`] with the tensor or key that is missing, of another shape, or not understood.
@@ -42,7 +44,9 @@ impl Model {
             found: config.model_type.clone(),
             known: families::FAMILIES.iter().map(|family| family.name).collect(),
         })?;
-        let decoder = (family.build)(&Loader::new(gguf, &config, device.burn()))?;
+        let loader = Loader::new(gguf, &config, device)?;
+        let decoder = (family.build)(&loader)?;
+        loader.finish()?;
         Ok(Self { config, decoder, device: device.clone(), gguf: Arc::clone(gguf) })
     }
 
@@ -92,7 +96,7 @@ impl Model {
     /// Hidden states after the final norm.
     ///
     /// # Shapes
-    /// Result `[rows · cols, hidden_size]`, the rows of the batch one after another.
+    /// Result `[tokens, hidden_size]`, the sequences of the batch one after another.
     ///
     /// # Errors
     /// [`ComputeError::Cancelled`], [`ComputeError::TokenOutOfRange`], [`ComputeError::ContextFull`],
@@ -111,7 +115,7 @@ impl Model {
     /// final norm. They come in the order of `depths`.
     ///
     /// # Shapes
-    /// Results `[rows · cols, hidden_size]`.
+    /// Results `[tokens, hidden_size]`.
     ///
     /// # Errors
     /// As [`Self::forward`]; [`ComputeError::NoSuchLayer`] for a depth beyond the last layer.
@@ -123,8 +127,8 @@ impl Model {
         stop: &Stop,
     ) -> Result<Vec<Tensor<2>>, ComputeError> {
         self.check_batch(batch)?;
-        let (rows, cols, angles) = (batch.rows(), batch.cols(), self.angles(batch));
-        let mut pass = Pass { rows, cols, angles, adapter, cache: None, stop };
+        let (lengths, angles) = (batch.shared_lengths(), self.angles(batch));
+        let mut pass = Pass { lengths, angles, adapter, cache: None, stop };
         self.decoder.forward(batch.ids(), depths, &mut pass, self.device.burn())
     }
 
@@ -211,10 +215,25 @@ impl Model {
         }
         self.check_activations(ids.len())?;
         self.device.check_tensor("a layer's cached keys", cache.room_for(past + ids.len()), self.key_value_width())?;
-        let depth = self.config.num_hidden_layers;
+        let logits = match self.device.is_gpu() {
+            true => self.last_logits(cache, ids, adapter, stop),
+            false => in_pool(|| self.last_logits(cache, ids, adapter, stop)),
+        }?;
+        cache.advance(ids.len());
+        Ok(logits)
+    }
+
+    /// The logits after the last of `ids`, which are appended to every layer of the cache, but not counted.
+    fn last_logits(
+        &self,
+        cache: &mut KvCache,
+        ids: &[u32],
+        adapter: Option<&DeviceAdapter>,
+        stop: &Stop,
+    ) -> Result<Vec<f32>, ComputeError> {
+        let (depth, past) = (self.config.num_hidden_layers, cache.len());
         let mut pass = Pass {
-            rows: 1,
-            cols: ids.len(),
+            lengths: Arc::from([ids.len()]),
             angles: RopeAngles::new(past..past + ids.len(), &self.decoder.rope_frequencies),
             adapter,
             cache: Some(cache),
@@ -223,9 +242,7 @@ impl Model {
         let mut hidden = self.decoder.forward(ids, &[depth], &mut pass, self.device.burn())?;
         let width = self.config.hidden_size;
         let last = hidden.swap_remove(0).slice([ids.len() - 1..ids.len(), 0..width]);
-        let logits = self.device.read(self.logits(last))?;
-        cache.advance(ids.len());
-        Ok(logits)
+        self.device.read(self.logits(last))
     }
 
     fn key_value_width(&self) -> usize {
@@ -238,14 +255,14 @@ impl Model {
 
     /// The turns of every token of a batch.
     pub(crate) fn angles(&self, batch: &TokenBatch) -> RopeAngles {
-        let positions = (0..batch.rows()).flat_map(|_| 0..batch.cols());
+        let positions = batch.lengths().iter().flat_map(|length| 0..*length);
         RopeAngles::new(positions, &self.decoder.rope_frequencies)
     }
 
     /// [`ComputeError::TokenOutOfRange`], [`ComputeError::ContextFull`] or [`ComputeError::TensorTooLarge`] if the batch is
     /// not one for this model and device.
     pub(crate) fn check_batch(&self, batch: &TokenBatch) -> Result<(), ComputeError> {
-        let (needed, capacity) = (batch.cols(), self.config.max_position_embeddings);
+        let (needed, capacity) = (batch.longest(), self.config.max_position_embeddings);
         if needed > capacity {
             return Err(ComputeError::ContextFull { needed, capacity });
         }

@@ -4,11 +4,15 @@
 //! activations need not be kept: they can be computed again from its input when the gradient arrives. Kept or computed
 //! again, the same operations see the same values, and the gradients are equal bit for bit.
 
+use std::sync::Arc;
+
 use burn::tensor::{Gradients, Tensor};
 
 use crate::batch::TokenBatch;
 use crate::compute_error::ComputeError;
+use crate::config::ModelConfig;
 use crate::device_adapter::DeviceAdapter;
+use crate::kernels::cpu::head_loss;
 use crate::model::Model;
 use crate::nn::{Pass, Stop, tracked};
 use crate::ops::{RopeAngles, embedding, pull_back};
@@ -19,7 +23,7 @@ pub struct Tape<'a> {
     model: &'a Model,
     adapter: &'a DeviceAdapter,
     stop: &'a Stop,
-    lengths: Lengths,
+    lengths: Arc<[usize]>,
     angles: RopeAngles,
     layers: Vec<Recorded>,
     /// Where gradients leave the loss's graph: the states that the caller sees, and the input of the final norm.
@@ -27,16 +31,13 @@ pub struct Tape<'a> {
     hidden: Vec<Tensor<2>>,
 }
 
-/// Rows and columns of a batch.
-type Lengths = (usize, usize);
-
 /// One decoder layer of a pass.
 #[derive(Debug)]
 enum Recorded {
     /// With its activations.
-    Whole(LayerGraph),
+    Whole(Box<LayerGraph>),
     /// Only what went in, `[tokens, hidden_size]`.
-    Input(Tensor<2>),
+    Input(Box<Tensor<2>>),
 }
 
 /// A layer's own graph: from its input and its branches to its output.
@@ -77,7 +78,7 @@ impl<'a> Tape<'a> {
             model,
             adapter,
             stop,
-            lengths: (batch.rows(), batch.cols()),
+            lengths: batch.shared_lengths(),
             angles: model.angles(batch),
             layers: Vec::with_capacity(depth),
             leaves: Vec::new(),
@@ -129,8 +130,8 @@ impl<'a> Tape<'a> {
                 continue;
             };
             let graph = match recorded {
-                Recorded::Whole(graph) => graph,
-                Recorded::Input(input) => self.graph(layer, input)?,
+                Recorded::Whole(graph) => *graph,
+                Recorded::Input(input) => self.graph(layer, *input)?,
             };
             self.check_stop()?;
             let gradients = pull_back(graph.output, d_output).backward();
@@ -161,11 +162,11 @@ impl<'a> Tape<'a> {
         if is_kept {
             let graph = self.graph(layer, x)?;
             let output = graph.output.clone().inner();
-            self.layers.push(Recorded::Whole(graph));
+            self.layers.push(Recorded::Whole(Box::new(graph)));
             return Ok(output);
         }
         let output = self.apply(layer, x.clone(), self.adapter)?;
-        self.layers.push(Recorded::Input(x));
+        self.layers.push(Recorded::Input(Box::new(x)));
         Ok(output)
     }
 
@@ -178,10 +179,53 @@ impl<'a> Tape<'a> {
     }
 
     fn apply(&self, layer: usize, x: Tensor<2>, adapter: &DeviceAdapter) -> Result<Tensor<2>, ComputeError> {
-        let (rows, cols) = self.lengths;
-        let angles = self.angles.clone();
-        let mut pass = Pass { rows, cols, angles, adapter: Some(adapter), cache: None, stop: self.stop };
+        let (lengths, angles) = (Arc::clone(&self.lengths), self.angles.clone());
+        let mut pass = Pass { lengths, angles, adapter: Some(adapter), cache: None, stop: self.stop };
         self.model.decoder().layers[layer].forward(x, layer, &mut pass)
+    }
+}
+
+/// What a [`Tape`] over some tokens takes, on the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TapeMemory {
+    /// Bytes of the inputs of all layers, which are always kept.
+    pub inputs_bytes: u64,
+    /// Bytes that each layer takes whose activations are kept, beside its input.
+    pub layer_bytes: u64,
+    /// Bytes that are in use only for a while: what a layer needs beyond what it keeps, or the head's logits.
+    pub passing_bytes: u64,
+}
+
+impl TapeMemory {
+    /// What a pass of `tokens` tokens takes, with branches of rank `rank` on every projection.
+    pub fn of(config: &ModelConfig, rank: usize, tokens: usize) -> Self {
+        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        let queries = config.num_attention_heads * config.head_dim;
+        let keys = config.num_key_value_heads * config.head_dim;
+        let normed_heads = if config.qk_norm { queries + keys } else { 0 };
+        // Queries, keys, values and what attention makes of them, the sum with the input, gate and up; norms and the gated
+        // activation are computed again.
+        let kept = 2 * queries + 2 * keys + normed_heads + hidden + 2 * intermediate + 7 * rank;
+        // Going back: normed inputs, the activation, and gradients of about as much as was kept.
+        let in_hand = kept + 2 * hidden + 3 * intermediate;
+        let bytes = |floats: usize| 4 * (floats * tokens) as u64;
+        Self {
+            inputs_bytes: bytes(hidden * config.num_hidden_layers),
+            layer_bytes: bytes(kept),
+            passing_bytes: bytes(kept + in_hand).max(head_loss::LOGITS_BYTES as u64 + bytes(4 * hidden)),
+        }
+    }
+
+    /// Bytes at the most, if `kept_layers` layers keep their activations.
+    pub fn total_bytes(&self, kept_layers: usize) -> u64 {
+        self.inputs_bytes + kept_layers as u64 * self.layer_bytes + self.passing_bytes
+    }
+
+    /// How many of `layers` layers may keep their activations within `budget_bytes`. Even with none of them a pass needs
+    /// [`Self::total_bytes`] of 0.
+    pub fn kept_layers(&self, layers: usize, budget_bytes: u64) -> usize {
+        let left = budget_bytes.saturating_sub(self.total_bytes(0));
+        layers.min((left / self.layer_bytes.max(1)) as usize)
     }
 }
 

@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use mynah_models::adapter::AdapterLayout;
+use mynah_models::{ModelConfig, TapeMemory};
+
 /// Limits of one call; none of them means: until the run is finished.
 ///
 /// A limit is looked at before each step, and a step that was begun is finished: a call overruns its time by at most
@@ -135,6 +138,41 @@ impl Meter {
         } else {
             None
         }
+    }
+}
+
+/// Bytes that learning takes on the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Estimate {
+    /// Both adapters, moments, gradients and the device's copies, whatever is learned at once.
+    pub adapters_bytes: u64,
+    /// One pass over the asked tokens.
+    pub pass_bytes: u64,
+    /// Layers whose activations fit the budget; those of the others are computed again.
+    pub kept_layers: usize,
+}
+
+impl Estimate {
+    /// Both.
+    pub fn total_bytes(&self) -> u64 {
+        self.adapters_bytes + self.pass_bytes
+    }
+}
+
+/// What it takes to learn `tokens` tokens at once, at most
+/// [`micro_batch_tokens`](crate::learn::TrainerConfig::micro_batch_tokens) or one example, under a
+/// [memory budget](crate::SessionBuilder::memory_budget). The model file, which is mapped, comes on top.
+pub fn estimate(model: &ModelConfig, adapter: &AdapterLayout, tokens: usize, memory_budget_bytes: u64) -> Estimate {
+    // Fast and slow, two moments, the gradient, and a copy of each learner for the device.
+    const COPIES: u64 = 7;
+    let rank = adapter.pairs().iter().map(|pair| pair.rank).max().unwrap_or(0);
+    let memory = TapeMemory::of(model, rank, tokens);
+    let kept_layers = memory.kept_layers(model.num_hidden_layers, memory_budget_bytes);
+    Estimate {
+        adapters_bytes: COPIES * 4 * adapter.len() as u64,
+        pass_bytes: memory.total_bytes(kept_layers),
+        kept_layers,
     }
 }
 

@@ -7,9 +7,10 @@
 //! ```
 //!
 //! Without default features only the storage core is built: [`example`], [`storage`] and [`replay`]. It needs `alloc`
-//! and nothing else, knows no tensor, and runs on microcontrollers.
+//! and nothing else, knows no tensor, and runs on microcontrollers. With feature `std` alone there are stores in a file
+//! system too: everything but models and what they learn.
 #![cfg_attr(
-    feature = "std",
+    feature = "model",
     doc = r#"
 A [`Session`] is the whole of it: a model that talks, is taught, learns what it was taught without losing what it knew,
 and knows it after a restart. Learning is done in slices that the app grants, and any of them may be the last.
@@ -39,19 +40,19 @@ session.chat(&[question], &GenerateOptions::default(), &mut |text| {
 
 extern crate alloc;
 
-#[cfg(feature = "std")]
+#[cfg(feature = "model")]
 pub mod budget;
 #[cfg(feature = "std")]
 pub mod checkpoint;
-#[cfg(feature = "std")]
+#[cfg(feature = "model")]
 pub mod device;
 pub mod example;
-#[cfg(feature = "std")]
+#[cfg(feature = "model")]
 pub mod generate;
-#[cfg(feature = "std")]
+#[cfg(feature = "model")]
 pub mod learn;
 pub mod replay;
-#[cfg(feature = "std")]
+#[cfg(feature = "model")]
 pub mod session;
 pub mod storage;
 #[cfg(feature = "std")]
@@ -65,13 +66,15 @@ mod file_flash;
 mod files;
 mod hex;
 
-#[cfg(feature = "std")]
+#[cfg(feature = "model")]
 pub use budget::{Budget, Report, StoppedBy};
-#[cfg(feature = "std")]
+#[cfg(feature = "model")]
 pub use device::DeviceChoice;
 #[cfg(feature = "std")]
 pub use file_flash::{FileError, FileFlash};
 #[cfg(feature = "std")]
 pub use files::lock::{Lock, LockError};
-#[cfg(feature = "std")]
+#[cfg(feature = "model")]
+pub use mynah_models::Precision;
+#[cfg(feature = "model")]
 pub use session::{Control, Learner, Session, SessionBuilder, SessionError};

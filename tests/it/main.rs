@@ -3,5 +3,6 @@
 mod ffi;
 mod golden;
 mod methods;
+mod precision;
 mod resume;
 mod session;

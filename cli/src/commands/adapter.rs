@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use mynah_models::Precision;
 use mynah_models::adapter::inspect_peft;
 use serde::Serialize;
 
@@ -100,7 +101,7 @@ fn export(
     options: &Options,
     output: Output,
 ) -> Result<(), CliError> {
-    let session = open::open_to_read(&place.model.model, Some(&place.store), options)?;
+    let session = open::open_to_read(&place.model.model, Some(&place.store), Precision::Fast, options)?;
     session.export_adapter(folder, learner.into())?;
     let learner = match learner {
         LearnerChoice::Slow => "slow",

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use mynah::Session;
 use mynah::generate::GenerateOptions;
 use mynah::session::{EvalTask, Interaction, PromptFormat};
+use mynah_models::Precision;
 use mynah_models::tokenizer::ParseSpecial;
 use serde::Serialize;
 
@@ -63,7 +64,7 @@ struct Document {
 pub(crate) fn run(args: &EvalArgs, options: &Options, output: Output) -> Result<(), CliError> {
     let suite = Suite::open(&args.suite)?;
     let questions = questions(&suite, args)?;
-    let mut session = open::open_to_read(&args.model.model, args.store.as_deref(), options)?;
+    let mut session = open::open_to_read(&args.model.model, args.store.as_deref(), Precision::Exact, options)?;
     let mut rows = Vec::new();
     let mut document =
         Document { tasks: BTreeMap::new(), mean: 0.0, questions: BTreeMap::new(), suite: suite.name.clone() };

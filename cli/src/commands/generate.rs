@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use mynah::Session;
 use mynah::generate::{GenerateOptions, Generation, Sampling};
+use mynah_models::Precision;
 use mynah_models::chat_template::Message;
 use serde::Serialize;
 
@@ -96,7 +97,7 @@ struct Document<'a> {
 
 /// Runs the verb.
 pub(crate) fn run(args: &GenerateArgs, options: &Options, output: Output) -> Result<(), CliError> {
-    let mut session = open::open_to_read(&args.model.model, args.store.as_deref(), options)?;
+    let mut session = open::open_to_read(&args.model.model, args.store.as_deref(), Precision::Exact, options)?;
     session.serve(args.learner.into());
     let generate_options = args.sampling.options(options.seed);
     let generation = if args.raw || !has_chat_template(&session) {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use mynah_models::Precision;
 use serde::Serialize;
 
 use crate::error::CliError;
@@ -43,7 +44,7 @@ struct Document {
 pub(crate) fn run(args: &PerplexityArgs, options: &Options, output: Output) -> Result<(), CliError> {
     let text =
         std::fs::read_to_string(&args.file).map_err(|source| CliError::Read { path: args.file.clone(), source })?;
-    let mut session = open::open_to_read(&args.model.model, args.store.as_deref(), options)?;
+    let mut session = open::open_to_read(&args.model.model, args.store.as_deref(), Precision::Exact, options)?;
     let measured = open::watched(&mut session, "perplexity", |session| {
         session.perplexity(&text, args.tokens, args.learner.into())
     })?;

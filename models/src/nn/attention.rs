@@ -1,5 +1,7 @@
 //! Causal attention with grouped queries.
 
+use std::sync::Arc;
+
 use burn::tensor::{Device, Tensor};
 
 use super::{Linear, Pass, RmsNorm};
@@ -46,7 +48,7 @@ impl Attention {
     /// What attention adds to `residual`, with that.
     ///
     /// # Shapes
-    /// `x`, `residual` and the result `[rows · cols, hidden_size]`.
+    /// `x`, `residual` and the result `[tokens, hidden_size]`.
     pub(crate) fn forward_onto(
         &self,
         residual: Tensor<2>,
@@ -67,14 +69,19 @@ impl Attention {
 
     fn attend(&self, q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, layer: usize, pass: &mut Pass<'_>) -> Tensor<2> {
         let AttentionShape { num_attention_heads: heads, num_key_value_heads, head_dim } = self.shape;
-        let (rows, cols) = (pass.rows, pass.cols);
+        let lengths = Arc::clone(&pass.lengths);
         match pass.cache.as_deref_mut() {
             Some(cache) => {
                 let past = cache.len();
                 let (keys, values, room) = cache.append(layer, k, v);
-                attention(q, keys, values, Geometry::of_cache(cols, past, room, heads, num_key_value_heads, head_dim))
+                attention(
+                    q,
+                    keys,
+                    values,
+                    Geometry::of_cache(lengths, past, room, heads, num_key_value_heads, head_dim),
+                )
             }
-            None => attention(q, k, v, Geometry::of_batch(rows, cols, heads, num_key_value_heads, head_dim)),
+            None => attention(q, k, v, Geometry::of_batch(lengths, heads, num_key_value_heads, head_dim)),
         }
     }
 }

@@ -5,14 +5,15 @@ use burn::tensor::{Device, Tensor};
 use super::{DecoderLayer, Pass, RmsNorm};
 use crate::compute_error::ComputeError;
 use crate::ops::{Frozen, embedding};
+use crate::quant::PackedMatrix;
 
 /// What every family builds.
 #[derive(Debug)]
 pub(crate) struct Decoder {
-    pub(crate) embed_tokens: Frozen,
+    pub(crate) embed_tokens: PackedMatrix,
     pub(crate) layers: Vec<DecoderLayer>,
     pub(crate) norm: RmsNorm,
-    /// The output matrix `[vocab_size, hidden_size]`; the embedding's own where the two are tied.
+    /// The output matrix `[vocab_size, hidden_size]`; of the embedding's values where the two are tied.
     pub(crate) lm_head: Frozen,
     /// Turn per position of each pair of dimensions, in radians.
     pub(crate) rope_frequencies: Vec<f64>,
@@ -22,7 +23,7 @@ impl Decoder {
     /// Hidden states at the asked depths: 0 is the embedding, `i` the output of layer `i`, the last one after the final norm.
     ///
     /// # Shapes
-    /// `ids` `[rows · cols]`, results `[rows · cols, hidden_size]`, in the order of `depths`.
+    /// `ids` `[tokens]`, results `[tokens, hidden_size]`, in the order of `depths`.
     ///
     /// # Errors
     /// [`ComputeError::Cancelled`] between two layers.

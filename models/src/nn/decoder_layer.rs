@@ -16,7 +16,7 @@ pub(crate) struct DecoderLayer {
 
 impl DecoderLayer {
     /// # Shapes
-    /// `x` and the result `[rows · cols, hidden_size]`.
+    /// `x` and the result `[tokens, hidden_size]`.
     ///
     /// # Errors
     /// [`ComputeError::Cancelled`] before the layer begins.

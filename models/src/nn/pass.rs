@@ -42,17 +42,15 @@ impl Stop {
     }
 }
 
-/// One forward pass over `rows` × `cols` tokens.
+/// One forward pass over some sequences.
 pub(crate) struct Pass<'a> {
-    /// Sequences of the batch.
-    pub(crate) rows: usize,
-    /// Tokens of each sequence.
-    pub(crate) cols: usize,
+    /// New tokens of each sequence.
+    pub(crate) lengths: Arc<[usize]>,
     /// The turns of every token, in the order of the batch.
     pub(crate) angles: RopeAngles,
     /// The adapter whose branches join the projections.
     pub(crate) adapter: Option<&'a DeviceAdapter>,
-    /// Keys and values of earlier tokens; only with one row.
+    /// Keys and values of earlier tokens; only with one sequence.
     pub(crate) cache: Option<&'a mut KvCache>,
     /// Checked before every layer.
     pub(crate) stop: &'a Stop,

@@ -1,6 +1,9 @@
 //! Causal attention with grouped queries: `softmax(q · kᵀ / sqrt(head_dim)) · v`, each query over the keys up to its own
 //! position. Probabilities are computed again in the backward pass rather than kept.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -14,8 +17,6 @@ use crate::kernels::cpu::attention as kernel;
 /// Where keys or values lie in their tensor, in floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Operand {
-    /// From one row of the batch to the next.
-    pub(crate) row_stride: usize,
     /// From one key-value head to the next.
     pub(crate) head_stride: usize,
     /// From one position to the next.
@@ -23,12 +24,10 @@ pub(crate) struct Operand {
 }
 
 /// Sizes of one attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Geometry {
-    /// Sequences of the batch.
-    pub(crate) rows: usize,
-    /// Queries of each.
-    pub(crate) cols: usize,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Queries of each sequence of the batch; the sequences lie one after another, and none sees another.
+    pub(crate) lengths: Arc<[usize]>,
     /// Positions before the first query, whose keys are there already.
     pub(crate) past: usize,
     /// Query heads.
@@ -42,32 +41,45 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
-    /// A batch without a cache: keys and values `[rows · cols, key_value_heads · head_dim]`.
-    pub(crate) fn of_batch(rows: usize, cols: usize, heads: usize, key_value_heads: usize, head_dim: usize) -> Self {
-        Self { rows, cols, past: 0, heads, key_value_heads, head_dim, room: None }
+    /// A batch without a cache: keys and values `[tokens, key_value_heads · head_dim]`.
+    pub fn of_batch(lengths: Arc<[usize]>, heads: usize, key_value_heads: usize, head_dim: usize) -> Self {
+        Self { lengths, past: 0, heads, key_value_heads, head_dim, room: None }
     }
 
-    /// One row with a cache: keys and values `[key_value_heads · room, head_dim]`, of which `past + cols` positions are filled.
-    pub(crate) fn of_cache(
-        cols: usize,
+    /// One sequence with a cache: keys and values `[key_value_heads · room, head_dim]`, of which as many positions are filled
+    /// as there were before and are new.
+    pub fn of_cache(
+        lengths: Arc<[usize]>,
         past: usize,
         room: usize,
         heads: usize,
         key_value_heads: usize,
         head_dim: usize,
     ) -> Self {
-        Self { rows: 1, cols, past, heads, key_value_heads, head_dim, room: Some(room) }
+        assert_eq!(lengths.len(), 1, "a cache is of one sequence");
+        Self { lengths, past, heads, key_value_heads, head_dim, room: Some(room) }
     }
 
     /// Where keys and values lie.
     pub(crate) fn operand(&self) -> Operand {
         match self.room {
-            Some(room) => Operand { row_stride: 0, head_stride: room * self.head_dim, token_stride: self.head_dim },
-            None => {
-                let token_stride = self.key_value_heads * self.head_dim;
-                Operand { row_stride: self.cols * token_stride, head_stride: self.head_dim, token_stride }
-            }
+            Some(room) => Operand { head_stride: room * self.head_dim, token_stride: self.head_dim },
+            None => Operand { head_stride: self.head_dim, token_stride: self.key_value_heads * self.head_dim },
         }
+    }
+
+    /// Queries of all sequences.
+    pub(crate) fn tokens(&self) -> usize {
+        self.lengths.iter().sum()
+    }
+
+    /// The tokens of each sequence.
+    pub(crate) fn sequences(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.lengths.iter().scan(0, |end, length| {
+            let first = *end;
+            *end += length;
+            Some(first..*end)
+        })
     }
 
     /// Columns of queries and of the result.
@@ -84,12 +96,12 @@ impl Geometry {
 /// Answers every query.
 ///
 /// # Shapes
-/// `q` and the result `[rows · cols, heads · head_dim]`; `k` and `v` as the geometry says.
+/// `q` and the result `[tokens, heads · head_dim]`; `k` and `v` as the geometry says.
 ///
 /// # Panics
 /// In the backward pass if the geometry is that of a cache: nothing is learned while decoding.
-pub(crate) fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, geometry: Geometry) -> Tensor<2> {
-    assert_eq!(q.dims(), [geometry.rows * geometry.cols, geometry.query_width()], "queries of {geometry:?}");
+pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, geometry: Geometry) -> Tensor<2> {
+    assert_eq!(q.dims(), [geometry.tokens(), geometry.query_width()], "queries of {geometry:?}");
     let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
     Tensor::from_dispatch(<Dispatch as AttentionOps>::causal_attention(q, k, v, geometry))
 }
@@ -171,7 +183,7 @@ impl<B: AttentionKernel + AttentionOps, C: CheckpointStrategy> AttentionOps for 
         geometry: Geometry,
     ) -> FloatTensor<Self> {
         let ((q, q_node), (k, k_node), (v, v_node)) = (q.into_parts(), k.into_parts(), v.into_parts());
-        let out = B::causal_attention(q.clone(), k.clone(), v.clone(), geometry);
+        let out = B::causal_attention(q.clone(), k.clone(), v.clone(), geometry.clone());
         match Backward::<B, 3>::prepare::<C>(Attend, [q_node, k_node, v_node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
                 assert_eq!(geometry.past, 0, "nothing is learned while decoding");

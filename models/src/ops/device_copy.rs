@@ -13,7 +13,6 @@ impl DeviceCopy {
     ///
     /// # Panics
     /// If called for two types of copies: a mistake of ours.
-    #[cfg_attr(not(feature = "gpu"), expect(dead_code))]
     pub(crate) fn get<T: Send + Sync + 'static>(&self, upload: impl FnOnce() -> T) -> &T {
         match self.0.get_or_init(|| Box::new(upload())).downcast_ref() {
             Some(copy) => copy,

@@ -3,8 +3,8 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::Frozen;
 use crate::kernels::cpu::{dequantize_row, simd::Simd};
+use crate::quant::PackedMatrix;
 
 /// Looks up token ids.
 ///
@@ -13,12 +13,11 @@ use crate::kernels::cpu::{dequantize_row, simd::Simd};
 /// the output matrix is another one.
 ///
 /// # Shapes
-/// `weight` `[vocab_size, hidden_size]`, result `[ids.len(), hidden_size]`.
+/// `matrix` `[vocab_size, hidden_size]`, result `[ids.len(), hidden_size]`.
 ///
 /// # Panics
 /// If an id is not below `vocab_size`; the caller checks its batch.
-pub(crate) fn embedding(ids: &[u32], weight: &Frozen, device: &Device) -> Tensor<2> {
-    let matrix = weight.matrix();
+pub(crate) fn embedding(ids: &[u32], matrix: &PackedMatrix, device: &Device) -> Tensor<2> {
     let width = matrix.cols();
     let mut rows = vec![0.0; ids.len() * width];
     let simd = Simd::detect();

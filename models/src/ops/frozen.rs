@@ -1,43 +1,72 @@
-//! A packed weight matrix that training never changes, with room for a device's copy of it.
+//! A weight matrix that training never changes, with room for a device's copy of it.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 use super::device_copy::DeviceCopy;
+use crate::device::ComputeDevice;
+use crate::kernels::cpu::Weights;
+use crate::kernels::cpu::tiled::TileArena;
 use crate::quant::PackedMatrix;
 
-/// A packed matrix shared by the model, its operations and their gradients; cloning copies a pointer.
+/// A frozen matrix shared by the model, its operations and their gradients; cloning copies a pointer.
 ///
-/// The host's bytes are the model file's own. A GPU gets its copy at first use, in the order that its kernels read.
+/// On the host it is the model file's own bytes, or their copy in tiles. A GPU gets its copy at first use, in the order that its kernels
+/// read.
 #[derive(Clone)]
-pub(crate) struct Frozen(Arc<Inner>);
+pub struct Frozen(Arc<Inner>);
 
 struct Inner {
-    matrix: PackedMatrix,
+    weights: Weights,
+    #[cfg_attr(not(feature = "gpu"), expect(dead_code))]
     on_device: DeviceCopy,
 }
 
 impl Frozen {
-    /// Wraps a packed matrix.
-    pub(crate) fn new(matrix: PackedMatrix) -> Self {
-        Self(Arc::new(Inner { matrix, on_device: DeviceCopy::default() }))
+    /// A matrix by itself, in the form that models of `device` have it.
+    ///
+    /// # Errors
+    /// The system's, if there is no memory to repack it in.
+    pub fn for_device(matrix: &PackedMatrix, device: &ComputeDevice) -> io::Result<Self> {
+        if !device.computes_with_tiles() {
+            return Ok(Self::new(matrix.clone()));
+        }
+        let arena = TileArena::new(std::iter::once((matrix.tensor_type(), [matrix.rows(), matrix.cols()])))?;
+        let tiles = arena.tile(matrix);
+        arena.seal()?;
+        Ok(Self::new(tiles))
     }
 
-    /// The host's packed matrix, `[d_out, d_in]`.
-    pub(crate) fn matrix(&self) -> &PackedMatrix {
-        &self.0.matrix
+    /// Wraps a matrix.
+    pub(crate) fn new(weights: impl Into<Weights>) -> Self {
+        Self(Arc::new(Inner { weights: weights.into(), on_device: DeviceCopy::default() }))
+    }
+
+    /// The host's matrix, `[d_out, d_in]`.
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.0.weights
     }
 
     /// The copy that `upload` made at the first call.
-    #[cfg_attr(not(feature = "gpu"), expect(dead_code))]
+    ///
+    /// # Panics
+    /// If the matrix is in tiles: the loader makes those for the CPU only.
+    #[cfg(feature = "gpu")]
     pub(crate) fn on_device<T: Send + Sync + 'static>(&self, upload: impl FnOnce(&PackedMatrix) -> T) -> &T {
-        self.0.on_device.get(|| upload(&self.0.matrix))
+        self.0.on_device.get(|| match self.weights() {
+            Weights::Packed(matrix) => upload(matrix),
+            Weights::Tiled(_) => panic!("tiles are for the CPU"),
+        })
     }
 }
 
 impl fmt::Debug for Frozen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let matrix = &self.0.matrix;
-        write!(f, "Frozen({:?} [{}, {}])", matrix.tensor_type(), matrix.rows(), matrix.cols())
+        let (rows, cols) = (self.0.weights.rows(), self.0.weights.cols());
+        match &self.0.weights {
+            Weights::Packed(matrix) => write!(f, "Frozen({:?} [{rows}, {cols}])", matrix.tensor_type()),
+            Weights::Tiled(_) => write!(f, "Frozen(tiles [{rows}, {cols}])"),
+        }
     }
 }

@@ -25,7 +25,7 @@ use crate::nn::Stop;
 ///
 /// # Panics
 /// If a target is not below `vocab_size`; the caller checks its batch.
-pub(crate) fn token_nll(hidden: Tensor<2>, targets: &[u32], weight: &Frozen, stop: &Stop) -> Tensor<1> {
+pub fn token_nll(hidden: Tensor<2>, targets: &[u32], weight: &Frozen, stop: &Stop) -> Tensor<1> {
     let [positions, _] = hidden.dims();
     assert_eq!(positions, targets.len(), "{positions} positions, {} targets", targets.len());
     let nll =
@@ -55,7 +55,7 @@ impl HeadLossOps for Flex {
     fn token_nll(hidden: FloatTensor<Self>, targets: Arc<[u32]>, weight: Frozen, stop: Stop) -> FloatTensor<Self> {
         let (hidden, [positions, _]) = cpu_matrix(&hidden);
         let mut nll = vec![0.0; positions];
-        kernel::token_nll(contiguous(&hidden), &targets, weight.matrix(), &mut nll, None, &stop);
+        kernel::token_nll(contiguous(&hidden), &targets, weight.weights(), &mut nll, None, &stop);
         cpu_tensor(nll, [positions, 1])
     }
 }
@@ -69,7 +69,7 @@ impl HeadLossKernel for Flex {
     ) -> [FloatTensor<Self>; 2] {
         let (hidden, [positions, width]) = cpu_matrix(&hidden);
         let (mut nll, mut gradient) = (vec![0.0; positions], vec![0.0; positions * width]);
-        kernel::token_nll(contiguous(&hidden), targets, weight.matrix(), &mut nll, Some(&mut gradient), stop);
+        kernel::token_nll(contiguous(&hidden), targets, weight.weights(), &mut nll, Some(&mut gradient), stop);
         [cpu_tensor(nll, [positions, 1]), cpu_tensor(gradient, [positions, width])]
     }
 }

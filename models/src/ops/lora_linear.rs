@@ -17,14 +17,14 @@ use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 
 use super::{Frozen, contiguous, cpu_matrix, cpu_tensor};
-use crate::kernels::cpu::{lora, packed_linear as packed};
+use crate::kernels::cpu::lora;
 
 /// The projection of `x`, added to `residual` where there is one.
 ///
 /// # Shapes
 /// `x` `[tokens, d_in]`, `weight` `[d_out, d_in]`, `a` `[rank, d_in]`, `b` `[d_out, rank]`, `residual` and the result
 /// `[tokens, d_out]`.
-pub(crate) fn lora_linear(
+pub fn lora_linear(
     x: Tensor<2>,
     weight: &Frozen,
     [a, b]: [Tensor<2>; 2],
@@ -32,7 +32,7 @@ pub(crate) fn lora_linear(
     residual: Option<Tensor<2>>,
 ) -> Tensor<2> {
     let ([_, d_in], [rank, a_in], [b_out, b_rank]) = (x.dims(), a.dims(), b.dims());
-    let expected = (weight.matrix().cols(), weight.matrix().rows());
+    let expected = (weight.weights().cols(), weight.weights().rows());
     assert_eq!((d_in, a_in, b_out, b_rank), (expected.0, expected.0, expected.1, rank), "x, A and B of {weight:?}");
     let (x, a, b, weight) = (x.into_dispatch(), a.into_dispatch(), b.into_dispatch(), weight.clone());
     Tensor::from_dispatch(match residual {
@@ -108,9 +108,9 @@ impl LoraLinearKernel for Flex {
         residual: Option<FloatTensor<Self>>,
     ) -> [FloatTensor<Self>; 2] {
         let ((x, [tokens, _]), (a, [rank, _]), (b, b_shape)) = (cpu_matrix(x), cpu_matrix(a), cpu_matrix(b));
-        let d_out = weight.matrix().rows();
+        let d_out = weight.weights().rows();
         let mut y = vec![0.0; tokens * d_out];
-        packed::forward(contiguous(&x), weight.matrix(), &mut y);
+        weight.weights().forward(contiguous(&x), &mut y);
         let thin = lora::reduce(contiguous(&x), contiguous(&a), rank, 1.0);
         let rows: Vec<f32> = lora::transposed(contiguous(&b), b_shape).into_iter().map(|b| scaling * b).collect();
         lora::expand(&mut y, &thin, &rows, rank);
@@ -136,7 +136,7 @@ impl LoraLinearKernel for Flex {
             lora::outer(contiguous(&thin), contiguous(&dy), rank, d_out).into_iter().map(|d| scaling * d).collect();
         let dx = with_dx.then(|| {
             let mut dx = vec![0.0; x_shape[0] * d_in];
-            packed::backward(contiguous(&dy), weight.matrix(), &mut dx);
+            weight.weights().backward(contiguous(&dy), &mut dx);
             lora::expand(&mut dx, &g, contiguous(&a), rank);
             cpu_tensor(dx, x_shape)
         });

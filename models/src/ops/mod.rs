@@ -16,16 +16,16 @@ pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub(crate) mod swiglu;
 
-pub(crate) use attention::{Geometry, attention};
+pub use attention::{Geometry, attention};
 pub(crate) use embedding::embedding;
-pub(crate) use frozen::Frozen;
-pub(crate) use head_loss::token_nll;
-pub(crate) use lora_linear::lora_linear;
-pub(crate) use packed_linear::packed_linear;
+pub use frozen::Frozen;
+pub use head_loss::token_nll;
+pub use lora_linear::lora_linear;
+pub use packed_linear::packed_linear;
 pub(crate) use pull_back::pull_back;
-pub(crate) use rms_norm::{NormWeight, rms_norm};
-pub(crate) use rope::{RopeAngles, rope};
-pub(crate) use swiglu::swiglu;
+pub use rms_norm::{NormWeight, rms_norm};
+pub use rope::{RopeAngles, rope};
+pub use swiglu::swiglu;
 
 use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;

@@ -8,15 +8,14 @@ use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 
 use super::{Frozen, contiguous, cpu_matrix, cpu_tensor};
-use crate::kernels::cpu::packed_linear as kernel;
 
 /// Multiplies tokens with a packed matrix: `y = x · Wᵀ`.
 ///
 /// # Shapes
 /// `x` `[tokens, d_in]`, `weight` `[d_out, d_in]`, result `[tokens, d_out]`.
-pub(crate) fn packed_linear(x: Tensor<2>, weight: &Frozen) -> Tensor<2> {
+pub fn packed_linear(x: Tensor<2>, weight: &Frozen) -> Tensor<2> {
     let [_, d_in] = x.dims();
-    assert_eq!(d_in, weight.matrix().cols(), "x has {d_in} columns, {weight:?}");
+    assert_eq!(d_in, weight.weights().cols(), "x has {d_in} columns, {weight:?}");
     Tensor::from_dispatch(<Dispatch as PackedLinearOps>::packed_linear(x.into_dispatch(), weight.clone()))
 }
 
@@ -32,17 +31,17 @@ pub(crate) trait PackedLinearOps: Backend {
 impl PackedLinearOps for Flex {
     fn packed_linear(x: FloatTensor<Self>, weight: Frozen) -> FloatTensor<Self> {
         let (x, [tokens, _]) = cpu_matrix(&x);
-        let rows = weight.matrix().rows();
+        let rows = weight.weights().rows();
         let mut y = vec![0.0; tokens * rows];
-        kernel::forward(contiguous(&x), weight.matrix(), &mut y);
+        weight.weights().forward(contiguous(&x), &mut y);
         cpu_tensor(y, [tokens, rows])
     }
 
     fn packed_linear_transposed(dy: FloatTensor<Self>, weight: Frozen) -> FloatTensor<Self> {
         let (dy, [tokens, _]) = cpu_matrix(&dy);
-        let cols = weight.matrix().cols();
+        let cols = weight.weights().cols();
         let mut dx = vec![0.0; tokens * cols];
-        kernel::backward(contiguous(&dy), weight.matrix(), &mut dx);
+        weight.weights().backward(contiguous(&dy), &mut dx);
         cpu_tensor(dx, [tokens, cols])
     }
 }

@@ -23,7 +23,7 @@ use crate::kernels::cpu::rms_norm as kernel;
 
 /// The frozen weight of a norm and what is added to the mean square; cloning copies a pointer.
 #[derive(Clone, Debug)]
-pub(crate) struct NormWeight(Arc<Inner>);
+pub struct NormWeight(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -34,17 +34,17 @@ struct Inner {
 
 impl NormWeight {
     /// `weight` has one value per feature.
-    pub(crate) fn new(weight: Vec<f32>, epsilon: f32) -> Self {
+    pub fn new(weight: Vec<f32>, epsilon: f32) -> Self {
         Self(Arc::new(Inner { weight, epsilon, on_device: DeviceCopy::default() }))
     }
 
     /// One value per feature.
-    pub(crate) fn weight(&self) -> &[f32] {
+    pub fn weight(&self) -> &[f32] {
         &self.0.weight
     }
 
     /// Added to the mean square.
-    pub(crate) fn epsilon(&self) -> f32 {
+    pub fn epsilon(&self) -> f32 {
         self.0.epsilon
     }
 
@@ -59,7 +59,7 @@ impl NormWeight {
 ///
 /// # Shapes
 /// `x` and the result `[rows, features]`, as many features as the weight has values.
-pub(crate) fn rms_norm(x: Tensor<2>, weight: &NormWeight) -> Tensor<2> {
+pub fn rms_norm(x: Tensor<2>, weight: &NormWeight) -> Tensor<2> {
     let [_, features] = x.dims();
     assert_eq!(features, weight.weight().len(), "features of a row and values of the weight");
     Tensor::from_dispatch(<Dispatch as RmsNormOps>::rms_norm(x.into_dispatch(), weight.clone()))

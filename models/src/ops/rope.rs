@@ -18,7 +18,7 @@ use super::{contiguous, cpu_matrix, cpu_tensor};
 ///
 /// # Shapes
 /// `x` and the result `[rows, heads · head_dim]`; `angles` for the same rows.
-pub(crate) fn rope(x: Tensor<2>, angles: &RopeAngles) -> Tensor<2> {
+pub fn rope(x: Tensor<2>, angles: &RopeAngles) -> Tensor<2> {
     let [rows, width] = x.dims();
     assert_eq!(rows, angles.rows(), "x has {rows} rows, the angles {}", angles.rows());
     assert_eq!(width % (2 * angles.half()), 0, "{width} columns are no whole heads of {}", 2 * angles.half());
@@ -36,7 +36,7 @@ struct Turns {
 
 /// Cosines and sines of some rows' positions; cloning copies a pointer.
 #[derive(Clone, Debug)]
-pub(crate) struct RopeAngles {
+pub struct RopeAngles {
     turns: Arc<Turns>,
     half: usize,
     /// 1, or -1 for the turn back.
@@ -47,7 +47,7 @@ impl RopeAngles {
     /// Angles `position · frequency`, computed in f64 and rounded once.
     ///
     /// `frequencies` has `head_dim / 2` values, in radians per position.
-    pub(crate) fn new(positions: impl Iterator<Item = usize>, frequencies: &[f64]) -> Self {
+    pub fn new(positions: impl Iterator<Item = usize>, frequencies: &[f64]) -> Self {
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
         for position in positions {
             for frequency in frequencies {

@@ -23,7 +23,7 @@ use crate::kernels::cpu::swiglu as kernel;
 ///
 /// # Shapes
 /// `gate`, `up` and the result `[tokens, intermediate_size]`.
-pub(crate) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     assert_eq!(gate.dims(), up.dims(), "gate and up");
     Tensor::from_dispatch(<Dispatch as SwigluOps>::swiglu(gate.into_dispatch(), up.into_dispatch()))
 }

@@ -143,6 +143,13 @@ impl Gguf {
         &self.bytes.as_slice()[tensor.range()]
     }
 
+    /// Gives the memory of a tensor's pages back to the system, where the file is mapped: they are read again when they are used again.
+    pub(crate) fn release(&self, name: &str) {
+        if let (Bytes::Mapped(map), Some(tensor)) = (&self.bytes, self.tensor(name)) {
+            mmap::release(map, tensor.range());
+        }
+    }
+
     pub(crate) fn bytes_at(&self, range: Range<usize>) -> &[u8] {
         &self.bytes.as_slice()[range]
     }

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)] // mapping a file cannot be a safe call: the file can change under us
 
 use std::fs::{self, File};
+use std::ops::Range;
 use std::path::Path;
 
 use memmap2::Mmap;
@@ -33,4 +34,18 @@ pub(crate) fn map(path: &Path) -> Result<Mmap, LoadError> {
     // SAFETY: the map is read-only and private to this process; that no one changes the file meanwhile is the
     // documented duty of the caller (module doc). All lengths are re-checked on the mapped bytes themselves.
     unsafe { Mmap::map(&file) }.map_err(io)
+}
+
+/// Lets the system drop the pages of a range, which it reads from the file again when they are used.
+#[cfg_attr(not(unix), expect(unused_variables))]
+pub(crate) fn release(map: &Mmap, range: Range<usize>) {
+    #[cfg(unix)]
+    {
+        // SAFETY: the map is shared with an unchanged file (see `map`), so that dropped pages come back with the same bytes.
+        let advised =
+            unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+        if let Err(error) = advised {
+            log::debug!("pages of the model file stay: {error}");
+        }
+    }
 }

@@ -116,15 +116,17 @@ impl Sampler {
 
 /// Index of the largest value; the lowest index of equal ones, 0 where there is none but NaN.
 pub fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    let mut largest = f32::NEG_INFINITY;
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > largest {
-            best = id;
-            largest = logit;
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    // Side by side, in vectors: this is done for each token, over the whole vocabulary.
+    let (chunks, rest) = logits.as_chunks::<16>();
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    for chunk in chunks {
+        for (lane, logit) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, *logit);
         }
     }
-    best as u32
+    let largest = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger);
+    logits.iter().position(|logit| *logit == largest).unwrap_or(0) as u32
 }
 
 /// Makes each distinct token of `recent` less likely, once.
@@ -244,6 +246,11 @@ mod tests {
         assert_eq!(greedy.sample(&mut [0.5, 2.0, f32::NAN, 2.0], &[]), 1);
         assert_eq!(greedy.sample(&mut [f32::NAN, f32::NAN], &[]), 0);
         assert_eq!(greedy.sample(&mut [f32::NEG_INFINITY, f32::INFINITY], &[]), 1);
+        let mut long = vec![-3.0; 100];
+        for place in [99, 64, 50, 3] {
+            long[place] = 7.0;
+            assert_eq!(greedy.sample(&mut long.clone(), &[]), place as u32);
+        }
     }
 
     #[test]

@@ -1,7 +1,9 @@
-//! Examples become what a forward pass takes: right-padded ids, and the positions whose next token is scored.
+//! Examples become what a forward pass takes: ids, and the positions whose next token is scored.
 //!
 //! Also decides which examples make up a step. Both are pure functions of their arguments: a resumed run rebuilds the
 //! batch of any step. Knows no tensors.
+
+use std::ops::Range;
 
 use mynah_models::{ComputeError, TokenBatch};
 
@@ -18,27 +20,32 @@ pub struct Row<'a> {
     pub prompt_len: usize,
 }
 
+impl Row<'_> {
+    /// The tokens that are scored: each has one before it.
+    pub fn scored(&self) -> Range<usize> {
+        self.prompt_len.max(1).min(self.tokens.len())..self.tokens.len()
+    }
+}
+
 impl<'a> From<&'a Example> for Row<'a> {
     fn from(example: &'a Example) -> Self {
         Self { tokens: example.tokens(), prompt_len: example.prompt_len() }
     }
 }
 
-/// Rows of tokens with what is scored in them.
+/// Rows of tokens, one after another and without padding, with what is scored in them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
-    /// Right-padded ids, `[rows, cols]`.
+    /// Their ids.
     pub tokens: TokenBatch,
-    /// Flat positions, row times `cols` plus column, whose next token is scored; ascending.
+    /// Positions among all tokens whose next token is scored; ascending.
     pub positions: Vec<usize>,
     /// The token that follows each of `positions`.
     pub targets: Vec<u32>,
-    /// Flat positions that are no padding; ascending.
-    pub real: Vec<usize>,
 }
 
 impl Batch {
-    /// Puts rows side by side, padded to the longest.
+    /// Puts rows behind one another.
     ///
     /// Every answer token is scored, and the end token; the position of a token's prediction is the one before it, so the
     /// very first token is never scored.
@@ -47,17 +54,14 @@ impl Batch {
     /// [`ComputeError::BatchShape`] if there is no token at all.
     pub fn new(rows: &[Row<'_>]) -> Result<Self, ComputeError> {
         let sequences: Vec<&[u32]> = rows.iter().map(|row| row.tokens).collect();
-        // What padding holds does not matter: attention is causal and padding comes last.
-        let padded = TokenBatch::padded(&sequences, 0)?;
-        let (mut positions, mut targets, mut real) = (Vec::new(), Vec::new(), Vec::new());
-        for (index, row) in rows.iter().enumerate() {
-            let (start, len) = (index * padded.cols(), row.tokens.len());
-            real.extend(start..start + len);
-            let answer = row.prompt_len.max(1).min(len)..len;
-            positions.extend(answer.clone().map(|token| start + token - 1));
-            targets.extend_from_slice(&row.tokens[answer]);
+        let tokens = TokenBatch::packed(&sequences)?;
+        let (mut positions, mut targets, mut start) = (Vec::new(), Vec::new(), 0);
+        for row in rows {
+            positions.extend(row.scored().map(|token| start + token - 1));
+            targets.extend_from_slice(&row.tokens[row.scored()]);
+            start += row.tokens.len();
         }
-        Ok(Self { tokens: padded, positions, targets, real })
+        Ok(Self { tokens, positions, targets })
     }
 }
 
@@ -90,20 +94,17 @@ impl Schedule {
     }
 }
 
-/// Splits rows, in their order, so that no part has more than `max_tokens` ids, padding included; a longer row is alone.
+/// Splits rows, in their order, so that no part has more than `max_tokens` tokens; a longer row is alone.
 pub fn split<'a>(rows: &[Row<'a>], max_tokens: usize) -> Vec<Vec<Row<'a>>> {
     let mut parts: Vec<Vec<Row<'a>>> = Vec::new();
-    let mut cols = 0;
+    let mut tokens = 0;
     for row in rows {
-        let wider = cols.max(row.tokens.len());
+        tokens += row.tokens.len();
         match parts.last_mut() {
-            Some(part) if wider * (part.len() + 1) <= max_tokens => {
-                part.push(*row);
-                cols = wider;
-            }
+            Some(part) if tokens <= max_tokens => part.push(*row),
             _ => {
                 parts.push(vec![*row]);
-                cols = row.tokens.len();
+                tokens = row.tokens.len();
             }
         }
     }
@@ -122,11 +123,10 @@ mod tests {
             Row { tokens: &[3, 4, 1], prompt_len: 0 },
         ])
         .unwrap();
-        assert_eq!((batch.tokens.rows(), batch.tokens.cols()), (3, 4));
-        assert_eq!(batch.tokens.ids(), [5, 6, 7, 2, 8, 9, 0, 0, 3, 4, 1, 0]);
-        assert_eq!(batch.positions, [1, 2, 4, 8, 9]);
+        assert_eq!(batch.tokens.lengths(), [4, 2, 3]);
+        assert_eq!(batch.tokens.ids(), [5, 6, 7, 2, 8, 9, 3, 4, 1]);
+        assert_eq!(batch.positions, [1, 2, 4, 6, 7]);
         assert_eq!(batch.targets, [7, 2, 9, 4, 1]);
-        assert_eq!(batch.real, [0, 1, 2, 3, 4, 5, 8, 9, 10]);
     }
 
     #[test]
@@ -156,6 +156,7 @@ mod tests {
             split(&rows, max).iter().map(|part| part.iter().map(|row| row.tokens.len()).collect()).collect()
         };
         assert_eq!(lens(8), [vec![3, 4], vec![2], vec![9], vec![1, 1]]);
+        assert_eq!(lens(9), [vec![3, 4, 2], vec![9], vec![1, 1]]);
         assert_eq!(lens(1), [vec![3], vec![4], vec![2], vec![9], vec![1], vec![1]]);
         assert_eq!(lens(1000), [vec![3, 4, 2, 9, 1, 1]]);
     }

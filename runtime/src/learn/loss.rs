@@ -5,10 +5,10 @@
 
 use burn::tensor::activation::{log_softmax, relu};
 use burn::tensor::{Int, Tensor, TensorData};
-use mynah_models::{ComputeError, Model, Stop};
+use mynah_models::Model;
 use serde::{Deserialize, Serialize};
 
-use super::batch::Batch;
+use super::methods::MicroBatch;
 
 /// Positions whose logits exist at once in [`logit_divergence`]. A vocabulary of 150,000 makes 10 MB of 16 positions.
 const DIVERGENCE_CHUNK_POSITIONS: usize = 16;
@@ -56,18 +56,18 @@ impl HiddenLayers {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum TokenScope {
-    /// Every position that is no padding.
+    /// Every position.
     All,
     /// The positions whose next token is scored: those that predict the answer and the end token.
     Answer,
 }
 
 impl TokenScope {
-    /// The flat positions of `batch` in this scope.
-    pub fn positions(self, batch: &Batch) -> &[usize] {
+    /// The positions of the replayed rows of `micro` in this scope, among all its tokens.
+    pub fn positions(self, micro: &MicroBatch) -> Vec<usize> {
         match self {
-            Self::All => &batch.real,
-            Self::Answer => &batch.positions,
+            Self::All => (micro.new_tokens()..micro.batch.tokens.ids().len()).collect(),
+            Self::Answer => micro.batch.positions[micro.new_positions..].to_vec(),
         }
     }
 }
@@ -75,22 +75,11 @@ impl TokenScope {
 /// Rows `positions` of `hidden`.
 ///
 /// # Shapes
-/// `hidden` `[rows * cols, hidden_size]`; result `[positions.len(), hidden_size]`.
+/// `hidden` `[tokens, hidden_size]`; result `[positions.len(), hidden_size]`.
 pub fn select(hidden: &Tensor<2>, positions: &[usize]) -> Tensor<2> {
     let indices: Vec<i32> = positions.iter().map(|position| *position as i32).collect();
     let data = TensorData::new(indices, [positions.len()]);
     hidden.clone().select(0, Tensor::<1, Int>::from_data(data, &hidden.device()))
-}
-
-/// Sum over the scored positions of `-log p(target)`, in nats.
-///
-/// # Shapes
-/// `hidden` `[rows * cols, hidden_size]`, after the final norm; result `[1]`.
-///
-/// # Errors
-/// [`ComputeError::TokenOutOfRange`] for a target that the vocabulary does not have; a cancel through `stop`.
-pub fn nll_sum(model: &Model, hidden: &Tensor<2>, batch: &Batch, stop: &Stop) -> Result<Tensor<1>, ComputeError> {
-    Ok(model.token_nll(select(hidden, &batch.positions), &batch.targets, stop)?.sum())
 }
 
 /// Sum over positions, and over units where the form compares hidden states, of the difference between two learners.

@@ -19,4 +19,4 @@ pub use learners::Learners;
 pub use loss::{ConsistencyForm, HiddenLayers, TokenScope};
 pub use methods::{Cadence, ContinualMethod, Er, Ilora, Method, Moment, Retention, Sequential, SettingError};
 pub use optimizer::{AdamW, OptimizerConfig};
-pub use trainer::{LearnError, LearnerState, StepLog, StepRows, Trainer, TrainerConfig};
+pub use trainer::{DEFAULT_MEMORY_BYTES, LearnError, LearnerState, StepLog, StepRows, Trainer, TrainerConfig};

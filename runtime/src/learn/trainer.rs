@@ -7,8 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use super::batch::{Batch, Row, split};
 use super::learners::Learners;
-use super::methods::{ContinualMethod, Loss, MicroBatch, Moment, SettingError, Source, StepTotals};
+use super::methods::{ContinualMethod, Loss, MicroBatch, Moment, SettingError, StepTotals};
 use super::optimizer::{AdamW, OptimizerConfig, clip};
+
+/// What the passes of a step may take by default, beside model, adapters and moments: enough to compute nothing again in
+/// micro-batches of the default size.
+pub const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
 
 /// Everything that a step changes. Lives on the host, in f32; the device only ever has copies.
 #[derive(Debug, Clone)]
@@ -34,7 +38,7 @@ impl LearnerState {
 pub struct TrainerConfig {
     /// Learning rate and all that.
     pub optimizer: OptimizerConfig,
-    /// Tokens computed at once, padding included; a longer example is computed alone. Bounds the memory of activations,
+    /// Tokens computed at once; a longer example is computed alone. Bounds the memory of activations,
     /// and changes results only by rounding. Default 256.
     pub micro_batch_tokens: usize,
 }
@@ -100,7 +104,7 @@ pub struct StepLog {
     pub grad_norm: f64,
     /// Forward passes over the base, of both learners.
     pub forward_passes: u64,
-    /// Tokens that went through the fast learner, padding not counted.
+    /// Tokens that went through the fast learner.
     pub tokens: usize,
 }
 
@@ -110,12 +114,20 @@ pub struct Trainer<'a, M> {
     model: &'a Model,
     method: M,
     config: TrainerConfig,
+    memory_bytes: u64,
 }
 
 impl<'a, M: ContinualMethod> Trainer<'a, M> {
     /// A trainer of adapters for `model`.
     pub fn new(model: &'a Model, method: M, config: TrainerConfig) -> Self {
-        Self { model, method, config }
+        Self { model, method, config, memory_bytes: DEFAULT_MEMORY_BYTES }
+    }
+
+    /// Bounds what the passes of a step may take beside model, adapters and moments. Activations that do not fit are computed
+    /// again on the way back: that takes up to a third more time and gives the same bits. A pass that needs more even then
+    /// takes what it needs. Default [`DEFAULT_MEMORY_BYTES`].
+    pub fn memory_budget(self, bytes: u64) -> Self {
+        Self { memory_bytes: bytes, ..self }
     }
 
     /// Takes one step: changes `state` as a whole, or not at all.
@@ -133,15 +145,20 @@ impl<'a, M: ContinualMethod> Trainer<'a, M> {
     ) -> Result<StepLog, LearnError> {
         let micro_batches = self.micro_batches(rows)?;
         let slow = self.method.asks_slow().then_some(&state.slow);
-        let learners = Learners::upload(self.model, &state.fast, slow)?;
-        let mut gradient = vec![0.0; state.fast.values().len()];
+        let learners = Learners::upload(self.model, &state.fast, slow, &rows.replayed, self.memory_bytes)?;
+        let mut gradient: Option<Vec<f32>> = None;
         let mut measured = Measured::default();
         for micro in &micro_batches {
             let loss = self.method.loss(&learners, micro, stop)?;
-            measured.add(micro.source, self.read(&loss)?);
-            add(&mut gradient, &loss.tape.gradients(&loss.total)?);
+            measured.add(self.read(&loss)?);
+            let part = loss.tape.gradients(&loss.total)?;
+            match &mut gradient {
+                Some(gradient) => add(gradient, &part),
+                None => gradient = Some(part),
+            }
             stop.check()?;
         }
+        let mut gradient = gradient.unwrap_or_else(|| vec![0.0; state.fast.values().len()]);
         let grad_norm = clip(&mut gradient, self.config.optimizer.max_grad_norm);
         check_finite(moment, measured.loss, grad_norm)?;
         let rate = self.config.optimizer.learning_rate_at(state.optimizer.steps());
@@ -152,25 +169,41 @@ impl<'a, M: ContinualMethod> Trainer<'a, M> {
 
     /// The step's rows in parts that are computed one after another, each knowing what the whole step has.
     fn micro_batches(&self, rows: &StepRows<'_>) -> Result<Vec<MicroBatch>, ComputeError> {
+        let step = StepTotals::of(rows);
+        let all: Vec<Row<'_>> = rows.new.iter().chain(&rows.replayed).copied().collect();
+        let (mut new_rows, mut replayed_tokens) = (rows.new.len(), 0);
         let mut parts = Vec::new();
-        for (source, rows) in [(Source::New, &rows.new), (Source::Replayed, &rows.replayed)] {
-            for part in split(rows, self.config.micro_batch_tokens) {
-                parts.push((source, Batch::new(&part)?));
-            }
+        for part in split(&all, self.config.micro_batch_tokens) {
+            let (new, replayed) = part.split_at(new_rows.min(part.len()));
+            new_rows -= new.len();
+            let first = replayed_tokens;
+            replayed_tokens += replayed.iter().map(|row| row.tokens.len()).sum::<usize>();
+            parts.push(MicroBatch {
+                batch: Batch::new(&part)?,
+                new_positions: new.iter().map(|row| row.scored().len()).sum(),
+                replayed: first..replayed_tokens,
+                step,
+            });
         }
-        let step = StepTotals::of(parts.iter().map(|(source, batch)| (*source, batch)));
-        Ok(parts.into_iter().map(|(source, batch)| MicroBatch { source, batch, step }).collect())
+        Ok(parts)
     }
 
-    /// The numbers of a loss: total, cross entropy, consistency.
-    fn read(&self, loss: &Loss<'_>) -> Result<[Option<f64>; 3], ComputeError> {
-        let has_consistency = loss.consistency.is_some();
-        let terms = [Some(loss.total.clone().inner()), Some(loss.cross_entropy.clone()), loss.consistency.clone()];
-        let read = self.model.device().read(Tensor::cat(terms.into_iter().flatten().collect(), 0))?;
-        let at = |index: usize| read.get(index).map(|value| f64::from(*value));
-        Ok([at(0), at(1), if has_consistency { at(2) } else { None }])
+    /// The numbers of a loss.
+    fn read(&self, loss: &Loss<'_>) -> Result<Terms<Option<f64>>, ComputeError> {
+        let terms: Terms<Option<Tensor<1>>> = [
+            Some(loss.total.clone().inner()),
+            loss.cross_entropy.clone(),
+            loss.replayed_cross_entropy.clone(),
+            loss.consistency.clone(),
+        ];
+        let there: Vec<Tensor<1>> = terms.iter().flatten().cloned().collect();
+        let mut values = self.model.device().read(Tensor::cat(there, 0))?.into_iter().map(f64::from);
+        Ok(terms.map(|term| term.and_then(|_| values.next())))
     }
 }
+
+/// Of a loss: the total, the cross entropies of new and replayed rows, the consistency.
+type Terms<T> = [T; 4];
 
 /// Sums over the micro-batches of a step.
 #[derive(Debug, Default)]
@@ -182,16 +215,15 @@ struct Measured {
 }
 
 impl Measured {
-    fn add(&mut self, source: Source, [loss, cross_entropy, consistency]: [Option<f64>; 3]) {
-        let onto = |sum: &mut Option<f64>, value: f64| *sum = Some(sum.unwrap_or(0.0) + value);
+    fn add(&mut self, [loss, cross_entropy, replayed_cross_entropy, consistency]: Terms<Option<f64>>) {
         self.loss += loss.unwrap_or(f64::NAN);
-        let cross_entropy = cross_entropy.unwrap_or(f64::NAN);
-        match source {
-            Source::New => self.cross_entropy += cross_entropy,
-            Source::Replayed => onto(&mut self.replayed_cross_entropy, cross_entropy),
-        }
-        if let Some(value) = consistency {
-            onto(&mut self.consistency, value);
+        self.cross_entropy += cross_entropy.unwrap_or(0.0);
+        for (sum, part) in
+            [(&mut self.replayed_cross_entropy, replayed_cross_entropy), (&mut self.consistency, consistency)]
+        {
+            if let Some(part) = part {
+                *sum = Some(sum.unwrap_or(0.0) + part);
+            }
         }
     }
 
@@ -203,7 +235,7 @@ impl Measured {
             loss: self.loss,
             grad_norm,
             forward_passes,
-            tokens: micro_batches.iter().map(|micro| micro.batch.real.len()).sum(),
+            tokens: micro_batches.iter().map(|micro| micro.batch.tokens.ids().len()).sum(),
         }
     }
 }

@@ -32,12 +32,12 @@ pub enum ReplayError<E: core::error::Error + 'static> {
     /// An earlier write failed, see [`ReplayError::WriteFailed`].
     #[error("an earlier write to the replay log failed; reopen it to go on")]
     Dead,
-    /// No room is left. Space comes back when records are removed and the log is compacted.
-    #[error("the replay log is full: {needed_bytes} bytes do not fit the {capacity_bytes} bytes of its medium")]
+    /// No room is left although removed records were compacted away. Space comes back when more records are removed.
+    #[error("the replay log is full: {needed_bytes} bytes do not fit what is left of {capacity_bytes} bytes")]
     Full {
         /// Bytes of frames that were to be written.
         needed_bytes: u64,
-        /// Size of the medium, or of the part of it the disk had room for.
+        /// Bytes the log may take, or the disk had room for.
         capacity_bytes: u64,
     },
     /// An example can never be stored on this medium, however empty.
@@ -105,6 +105,12 @@ pub enum ReplayError<E: core::error::Error + 'static> {
         /// Word size the log was written with.
         word_bytes: u32,
     },
+    /// The log is encrypted and was opened without a key.
+    #[error("the replay log is encrypted; open it with its key")]
+    KeyRequired,
+    /// The log is encrypted with another key.
+    #[error("the replay log is encrypted with another key")]
+    WrongKey,
     /// The medium cannot carry a log.
     #[error("this medium cannot carry a replay log: {reason}")]
     Unsuitable {
@@ -139,6 +145,9 @@ pub enum DropReason {
     TornTail,
     /// A segment was started and its header never finished: a cut. Nothing acknowledged is lost by it.
     TornHeader,
+    /// A compaction was cut short before its copies were whole, or before what they replace was erased. Nothing is lost
+    /// by it.
+    TornCompaction,
     /// Something was acknowledged and is not there any more: a sync lied, or more than a bit decayed. The log is cut
     /// there, so that it stays a prefix; the bytes behind the cut stay on the medium until their place is needed.
     Lost,
@@ -160,7 +169,7 @@ pub enum DropReason {
 impl DropReason {
     /// Whether an interrupted append explains it, so that nothing acknowledged is lost.
     pub fn is_interruption(self) -> bool {
-        matches!(self, Self::TornTail | Self::TornHeader)
+        matches!(self, Self::TornTail | Self::TornHeader | Self::TornCompaction)
     }
 }
 
@@ -169,6 +178,7 @@ impl fmt::Display for Dropped {
         let what = match self.reason {
             DropReason::TornTail => "an append that was cut short",
             DropReason::TornHeader => "a segment start that was cut short",
+            DropReason::TornCompaction => "a compaction that was cut short",
             DropReason::Lost => "data that was stored and is gone",
             DropReason::Unlinked => "a segment that does not carry on from the one before",
             DropReason::DamagedFrame => "a flipped bit in a frame, put right",

@@ -1,22 +1,34 @@
 #![doc = include_str!("FORMAT.md")]
 
 mod append;
+mod batch;
+mod codec;
+mod coding;
+mod compact;
 mod config;
 mod error;
+mod frame;
 mod index;
 mod log;
 mod policy;
 mod record;
 mod recover;
 mod repair;
+mod score;
+mod seal;
 mod segment;
+mod stage;
+mod tables;
 
 #[cfg(test)]
 mod tests;
 
-pub use config::{LogConfig, RecordInfo, RecoveryReport, VerifyReport};
+pub use config::{
+    Compact, CompactReport, Eviction, LogConfig, RecordInfo, RecoveryReport, SegmentInfo, SegmentState, VerifyReport,
+};
 pub use error::{DropReason, Dropped, ReplayError};
 pub use index::TaskCount;
 pub use log::ReplayLog;
 pub use policy::{Insertion, Memory, Policy};
 pub use record::RecordError;
+pub use seal::Seal;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::example::{ContentKey, Example, ExampleError, ExampleId, MAX_EXAMPLE_TOKENS};
+use crate::example::{ContentKey, Example, ExampleError, MAX_EXAMPLE_TOKENS};
 
 /// Token codec 0: each id as a little-endian base-128 varint.
 const TOKENS_VARINT: u8 = 0;
@@ -27,7 +27,7 @@ pub(crate) enum Record<'a> {
     Tombstone { id: u64 },
 }
 
-/// [`Record`] up to the token bytes, with their number last, as postcard writes the length of a byte slice.
+/// [`Record::Example`] up to the token bytes, with their number last, as postcard writes the length of a byte slice.
 #[derive(Serialize)]
 enum RecordHead<'a> {
     Example {
@@ -39,57 +39,27 @@ enum RecordHead<'a> {
         codec: u8,
         token_bytes: u32,
     },
-    Tombstone {
-        id: u64,
-    },
 }
 
-/// A record to be written.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Pending<'a> {
-    Example(&'a Example),
-    Tombstone(ExampleId),
-}
-
-impl Pending<'_> {
-    /// Bytes [`Pending::encode`] hands out.
-    pub(crate) fn encoded_bytes(&self) -> u32 {
-        let mut bytes = 0;
-        let counted: Result<(), core::convert::Infallible> = self.encode(&mut |part| {
-            bytes += part.len() as u32;
-            Ok(())
-        });
-        match counted {
-            Ok(()) => bytes,
-        }
+/// Hands `example`, encoded as a plain record, to `sink` in parts, without a buffer for the whole.
+pub(crate) fn encode_example<E>(example: &Example, sink: &mut impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    let head = RecordHead::Example {
+        key: example.key().0,
+        time_unix_s: example.time_unix_s(),
+        task: example.task(),
+        prompt_len: example.prompt_len() as u32,
+        token_count: example.tokens().len() as u32,
+        codec: TOKENS_VARINT,
+        token_bytes: example.tokens().iter().map(|&id| varint_bytes(id)).sum(),
+    };
+    let mut buffer = [0; HEAD_LIMIT_BYTES];
+    let head = postcard::to_slice(&head, &mut buffer);
+    sink(head.expect("the task tag is bounded, so a record head is too"))?;
+    for &id in example.tokens() {
+        let mut buffer = [0; 5];
+        sink(write_varint(id, &mut buffer))?;
     }
-
-    /// Hands the encoded record to `sink` in parts, without a buffer for the whole.
-    pub(crate) fn encode<E>(&self, sink: &mut impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
-        let (head, tokens): (_, &[u32]) = match self {
-            Self::Example(example) => {
-                let head = RecordHead::Example {
-                    key: example.key().0,
-                    time_unix_s: example.time_unix_s(),
-                    task: example.task(),
-                    prompt_len: example.prompt_len() as u32,
-                    token_count: example.tokens().len() as u32,
-                    codec: TOKENS_VARINT,
-                    token_bytes: example.tokens().iter().map(|&id| varint_bytes(id)).sum(),
-                };
-                (head, example.tokens())
-            }
-            Self::Tombstone(id) => (RecordHead::Tombstone { id: id.0 }, &[]),
-        };
-        let mut buffer = [0; HEAD_LIMIT_BYTES];
-        let head = postcard::to_slice(&head, &mut buffer);
-        sink(head.expect("the task tag is bounded, so a record head is too"))?;
-        for &id in tokens {
-            let mut buffer = [0; 5];
-            sink(write_varint(id, &mut buffer))?;
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
 /// Why a record inside a sound frame could not be understood.
@@ -199,14 +169,13 @@ mod tests {
     use super::*;
     use alloc::vec::Vec;
 
-    fn encoded(record: Pending<'_>) -> Vec<u8> {
+    fn encoded(example: &Example) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let done: Result<(), ()> = record.encode(&mut |part| {
+        let done: Result<(), ()> = encode_example(example, &mut |part| {
             bytes.extend_from_slice(part);
             Ok(())
         });
         done.unwrap();
-        assert_eq!(bytes.len() as u32, record.encoded_bytes());
         bytes
     }
 
@@ -214,7 +183,7 @@ mod tests {
     fn an_example_is_the_postcard_of_its_record() {
         let ids = [0, 1, 127, 128, 16_383, 16_384, 2_097_152, u32::MAX];
         let example = Example::new(&ids[..3], &ids[3..], 2, "math", 1_700_000_000).unwrap();
-        let bytes = encoded(Pending::Example(&example));
+        let bytes = encoded(&example);
         let (record, rest) = Record::take(&bytes).unwrap();
         assert!(rest.is_empty());
         assert_eq!(record.to_example().unwrap(), example);
@@ -224,8 +193,7 @@ mod tests {
 
     #[test]
     fn a_tombstone_takes_a_few_bytes() {
-        let bytes = encoded(Pending::Tombstone(ExampleId(300)));
-        assert_eq!(bytes, [1, 0xAC, 0x02]);
+        let bytes = [1, 0xAC, 0x02];
         let (record, _) = Record::take(&bytes).unwrap();
         assert_eq!(record, Record::Tombstone { id: 300 });
         assert_eq!(record.to_example(), Err(RecordError::Malformed));
@@ -236,7 +204,7 @@ mod tests {
         let task = "t".repeat(crate::example::MAX_TASK_BYTES);
         let answer = alloc::vec![u32::MAX; MAX_EXAMPLE_TOKENS - 2];
         let example = Example::new(&[1], &answer, 0, &task, u64::MAX).unwrap();
-        assert!(encoded(Pending::Example(&example)).len() < 5 * MAX_EXAMPLE_TOKENS + 128);
+        assert!(encoded(&example).len() < 5 * MAX_EXAMPLE_TOKENS + 128);
     }
 
     #[test]
@@ -246,7 +214,7 @@ mod tests {
         assert_eq!(read_varint(&[0xFF; 9]), None, "endless");
         assert_eq!(read_varint(&[]), None);
         let example = Example::new(&[1, 2], &[3], 4, "t", 0).unwrap();
-        let bytes = encoded(Pending::Example(&example));
+        let bytes = encoded(&example);
         for at in 0..bytes.len() {
             for bit in 0..8 {
                 let mut flipped = bytes.clone();

@@ -7,7 +7,9 @@
 
 use alloc::vec::Vec;
 
-use super::segment::{CRC32C, FRAME_HEADER_BYTES, FrameHeader, HeaderState, SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::segment::{
+    CRC32C, FRAME_HEADER_BYTES, FrameHeader, HeaderState, SEGMENT_HEADER_BYTES, SegmentHeader, V1_HEADER_BYTES,
+};
 
 /// CRC32C's polynomial, as the checksum register sees it.
 const POLYNOMIAL: u32 = 0x82F6_3B78;
@@ -15,7 +17,8 @@ const POLYNOMIAL: u32 = 0x82F6_3B78;
 const FRAME_CRC: core::ops::Range<usize> = 8..12;
 /// Where the length of a frame's payload stands.
 const FRAME_LENGTH: core::ops::Range<usize> = 4..8;
-const HEADER_CRC: core::ops::Range<usize> = 92..96;
+/// The checksummed stretches of a segment header, each with its CRC behind it.
+const HEADER_PARTS: [core::ops::Range<usize>; 2] = [0..92, 92..124];
 
 /// The bit, counted from the start of `len_bytes` bytes, whose flip changes their checksum by `difference`.
 fn flipped_bit(difference: u32, len_bytes: usize) -> Option<usize> {
@@ -79,20 +82,27 @@ fn repair_length(bytes: &[u8]) -> Option<Vec<u8>> {
 
 /// The segment header in `bytes` with the one flipped bit put right that makes it sound.
 pub(crate) fn repair_header(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> Option<SegmentHeader> {
-    let mut repaired = *bytes;
-    let computed = CRC32C.checksum(&bytes[..HEADER_CRC.start]);
-    let mut stored = [0; 4];
-    stored.copy_from_slice(&bytes[HEADER_CRC]);
-    let difference = computed ^ u32::from_le_bytes(stored);
-    let bit = match difference.is_power_of_two() {
-        true => HEADER_CRC.start * 8 + difference.trailing_zeros() as usize,
-        false => flipped_bit(difference, HEADER_CRC.start)?,
-    };
-    repaired[bit / 8] ^= 1 << (bit % 8);
-    match SegmentHeader::parse(&repaired) {
-        HeaderState::Valid(header) => Some(header),
-        _ => None,
-    }
+    HEADER_PARTS.into_iter().find_map(|part| {
+        let stored = bytes[part.end..].first_chunk().map(|&crc| u32::from_le_bytes(crc))?;
+        let difference = CRC32C.checksum(&bytes[part.clone()]) ^ stored;
+        let bit = match difference.is_power_of_two() {
+            true => part.end * 8 + difference.trailing_zeros() as usize,
+            false => part.start * 8 + flipped_bit(difference, part.len())?,
+        };
+        let mut repaired = *bytes;
+        repaired[bit / 8] ^= 1 << (bit % 8);
+        match SegmentHeader::parse(&repaired) {
+            HeaderState::Valid(header) => Some(header),
+            _ => None,
+        }
+    })
+}
+
+/// Whether `bytes` are not quite the header that was put right to `header`.
+pub(crate) fn is_repaired(bytes: &[u8; SEGMENT_HEADER_BYTES], header: &SegmentHeader) -> bool {
+    let len_bytes = header.len_bytes();
+    debug_assert!((V1_HEADER_BYTES..=SEGMENT_HEADER_BYTES).contains(&len_bytes));
+    header.encode()[..len_bytes] != bytes[..len_bytes]
 }
 
 #[cfg(test)]

@@ -2,20 +2,38 @@
 
 use crc::{CRC_32_ISCSI, Crc, Digest, Table};
 
-/// CRC32C (Castagnoli), as in iSCSI. One table of 1 KiB: small enough for a microcontroller.
-pub(crate) const CRC32C: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&CRC_32_ISCSI);
+/// With an operating system a store is read at start, so 16 KiB of tables pay; a microcontroller gets 1 KiB.
+#[cfg(feature = "std")]
+type CrcTable = Table<16>;
+#[cfg(not(feature = "std"))]
+type CrcTable = Table<1>;
+
+/// CRC32C (Castagnoli), as in iSCSI.
+pub(crate) static CRC32C: Crc<u32, CrcTable> = Crc::<u32, CrcTable>::new(&CRC_32_ISCSI);
 
 pub(crate) const MAGIC: [u8; 8] = *b"MYNAHLOG";
-pub(crate) const FORMAT_VERSION: u16 = 1;
-pub(crate) const SEGMENT_HEADER_BYTES: usize = 96;
+/// Version of the segments that are written.
+pub(crate) const FORMAT_VERSION: u16 = 2;
+/// Header of a version 1 segment, which holds plain frames only and is not written any more.
+pub(crate) const V1_HEADER_BYTES: usize = 96;
+pub(crate) const SEGMENT_HEADER_BYTES: usize = 128;
 pub(crate) const FRAME_HEADER_BYTES: usize = 24;
 /// First byte of every frame. Not 0xFF, so that a frame whose first byte was programmed never looks erased.
 pub(crate) const FRAME_MARK: u8 = 0xA5;
 /// Frame codec 0: the payload is the records as they are.
 pub(crate) const FRAME_PLAIN: u8 = 0;
+/// Frame codec 1: the payload is a batch, see `batch.rs`.
+pub(crate) const FRAME_CODED: u8 = 1;
+/// Added to a codec whose payload is encrypted.
+pub(crate) const FRAME_SEALED: u8 = 0x80;
 /// No torn word may be mistaken for a frame boundary, so frames are padded to at least this many bytes.
 pub(crate) const MIN_WORD_BYTES: usize = 8;
 pub(crate) const MAX_WORD_BYTES: usize = 32;
+
+/// Header flags: the segment was written by a compaction.
+const FLAG_MOVED: u16 = 1;
+/// Its frames are sealed.
+const FLAG_SEALED: u16 = 2;
 
 /// Sizes that follow from the medium and the configuration, checked once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,9 +49,14 @@ impl Geometry {
         bytes.next_multiple_of(self.word_bytes)
     }
 
-    /// Largest payload of one frame, which is also the largest encoded record.
+    /// Where the frames of a segment end: its last word holds the erase count of the place.
+    pub(crate) fn frames_end(&self) -> u32 {
+        self.segment_bytes - self.word_bytes
+    }
+
+    /// Largest payload of one frame.
     pub(crate) fn payload_limit_bytes(&self) -> u32 {
-        self.segment_bytes - (SEGMENT_HEADER_BYTES + FRAME_HEADER_BYTES) as u32
+        self.frames_end() - (SEGMENT_HEADER_BYTES + FRAME_HEADER_BYTES) as u32
     }
 
     /// Bytes a frame takes on the medium, header and padding included.
@@ -44,22 +67,49 @@ impl Geometry {
     pub(crate) fn base(&self, slot: u32) -> u32 {
         slot * self.segment_bytes
     }
+
+    pub(crate) fn slot_of(&self, offset: u32) -> u32 {
+        offset / self.segment_bytes
+    }
 }
 
 /// What a segment says about itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SegmentHeader {
+    pub(crate) version: u16,
     pub(crate) word_bytes: u32,
     pub(crate) segment_bytes: u32,
     pub(crate) sequence: u64,
-    /// Where the segments before this one end: no frame of theirs holds a record from this id on.
+    /// The first id this segment answers for: where the log before it ends.
     pub(crate) end_id: u64,
-    /// Id of the first record of this segment. Above `end_id` if the ids between were given out and their records
-    /// are lost.
+    /// First id of its first frame. Above `end_id` if nothing is left of the ids between.
     pub(crate) first_id: u64,
     /// CRC of the last frame before this segment, 0 if there is none.
     pub(crate) chain: u32,
     pub(crate) tokenizer_digest: [u8; 32],
+    /// CRC of its first frame, if an append started it: that frame and no other follows, even if all else in the header
+    /// was the same in an earlier start that was lost.
+    pub(crate) first_crc: u32,
+    pub(crate) moved: Option<Moved>,
+    pub(crate) seal: Option<SegmentSeal>,
+}
+
+/// What a segment that a compaction wrote says besides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moved {
+    /// The id after the last one it answers for.
+    pub(crate) until_id: u64,
+    /// What the segment behind it has as its chain.
+    pub(crate) chain: u32,
+    /// CRC of its own last frame, which tells whether it was finished.
+    pub(crate) last_crc: u32,
+}
+
+/// How the frames of a segment are sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SegmentSeal {
+    pub(crate) key_id: u32,
+    pub(crate) salt: [u8; 16],
 }
 
 /// What stands where a segment header may stand.
@@ -74,9 +124,13 @@ pub(crate) enum HeaderState {
 
 impl SegmentHeader {
     pub(crate) fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
+        let flags = self.moved.map_or(0, |_| FLAG_MOVED) | self.seal.map_or(0, |_| FLAG_SEALED);
+        let moved = self.moved.unwrap_or(Moved { until_id: 0, chain: 0, last_crc: 0 });
+        let seal = self.seal.unwrap_or(SegmentSeal { key_id: 0, salt: [0; 16] });
         let mut bytes = [0; SEGMENT_HEADER_BYTES];
         bytes[0..8].copy_from_slice(&MAGIC);
-        bytes[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes[8..10].copy_from_slice(&self.version.to_le_bytes());
+        bytes[10..12].copy_from_slice(&flags.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.segment_bytes.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.sequence.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.end_id.to_le_bytes());
@@ -84,19 +138,35 @@ impl SegmentHeader {
         bytes[40..44].copy_from_slice(&self.chain.to_le_bytes());
         bytes[44..46].copy_from_slice(&(self.word_bytes as u16).to_le_bytes());
         bytes[48..80].copy_from_slice(&self.tokenizer_digest);
+        bytes[80..88].copy_from_slice(&moved.until_id.to_le_bytes());
+        bytes[88..92].copy_from_slice(&seal.key_id.to_le_bytes());
         let crc = CRC32C.checksum(&bytes[..92]);
         bytes[92..96].copy_from_slice(&crc.to_le_bytes());
+        bytes[96..112].copy_from_slice(&seal.salt);
+        bytes[112..116].copy_from_slice(&moved.chain.to_le_bytes());
+        bytes[116..120].copy_from_slice(&moved.last_crc.to_le_bytes());
+        bytes[120..124].copy_from_slice(&self.first_crc.to_le_bytes());
+        let crc = CRC32C.checksum(&bytes[92..124]);
+        bytes[124..128].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
-    /// The checksum of the header, which its first frame links to. It covers the sequence, so the frames of an
+    /// Bytes of [`SegmentHeader::encode`] that are on the medium; frames follow.
+    pub(crate) fn len_bytes(&self) -> usize {
+        match self.version {
+            1 => V1_HEADER_BYTES,
+            _ => SEGMENT_HEADER_BYTES,
+        }
+    }
+
+    /// What the first frame links to: the checksum of the first 92 bytes. It covers the sequence, so the frames of an
     /// earlier start in the same place link to another number.
     pub(crate) fn crc(&self) -> u32 {
         u32_at(&self.encode(), 92)
     }
 
     pub(crate) fn parse(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> HeaderState {
-        if is_erased(bytes) {
+        if is_erased(&bytes[..V1_HEADER_BYTES]) {
             return HeaderState::Erased;
         }
         if bytes[..8] != MAGIC || u32_at(bytes, 92) != CRC32C.checksum(&bytes[..92]) {
@@ -104,12 +174,19 @@ impl SegmentHeader {
         }
         let version = u16_at(bytes, 8);
         let flags = u16_at(bytes, 10);
-        if version != FORMAT_VERSION || flags != 0 {
+        let known_flags = if version == 1 { 0 } else { FLAG_MOVED | FLAG_SEALED };
+        if !(1..=FORMAT_VERSION).contains(&version) || flags & !known_flags != 0 {
             return HeaderState::Newer(version);
+        }
+        if version > 1 && u32_at(bytes, 124) != CRC32C.checksum(&bytes[92..124]) {
+            return HeaderState::Broken;
         }
         let mut tokenizer_digest = [0; 32];
         tokenizer_digest.copy_from_slice(&bytes[48..80]);
+        let mut salt = [0; 16];
+        salt.copy_from_slice(&bytes[96..112]);
         let header = Self {
+            version,
             word_bytes: u32::from(u16_at(bytes, 44)),
             segment_bytes: u32_at(bytes, 12),
             sequence: u64_at(bytes, 16),
@@ -117,15 +194,62 @@ impl SegmentHeader {
             first_id: u64_at(bytes, 32),
             chain: u32_at(bytes, 40),
             tokenizer_digest,
+            first_crc: if version == 1 { 0 } else { u32_at(bytes, 120) },
+            moved: (flags & FLAG_MOVED != 0).then(|| Moved {
+                until_id: u64_at(bytes, 80),
+                chain: u32_at(bytes, 112),
+                last_crc: u32_at(bytes, 116),
+            }),
+            seal: (flags & FLAG_SEALED != 0).then(|| SegmentSeal { key_id: u32_at(bytes, 88), salt }),
         };
-        // No writer makes these; the scan relies on it.
-        let is_possible = header.sequence <= u64::MAX / 2 && 1 <= header.end_id;
-        if !is_possible || header.end_id > header.first_id {
-            return HeaderState::Broken;
+        match header.is_possible() {
+            true => HeaderState::Valid(header),
+            false => HeaderState::Broken,
         }
-        HeaderState::Valid(header)
+    }
+
+    /// No writer makes others; the scan relies on it.
+    fn is_possible(&self) -> bool {
+        let until_id = self.moved.map_or(u64::MAX, |moved| moved.until_id);
+        self.sequence <= u64::MAX / 2
+            && 1 <= self.end_id
+            && self.end_id <= self.first_id
+            && self.first_id <= until_id
+            && self.end_id < until_id
+    }
+
+    /// Whether `frame` may be the first of this segment.
+    pub(crate) fn begins_with(&self, frame: &FrameHeader) -> bool {
+        self.version == 1 || self.moved.is_some() || self.first_crc == frame.crc
+    }
+
+    /// Where its frames end if all of it is filled.
+    pub(crate) fn frames_end(&self, geometry: &Geometry) -> usize {
+        match self.version {
+            1 => geometry.segment_bytes as usize,
+            _ => geometry.frames_end() as usize,
+        }
     }
 }
+
+/// The erase count of a place, in the first 8 bytes of its last word: mark and count, then their CRC.
+pub(crate) fn wear_word(erases: u32) -> [u8; 8] {
+    let mut word = [0; 8];
+    word[..4].copy_from_slice(&(WEAR_MARK << 24 | erases.min(WEAR_LIMIT)).to_le_bytes());
+    let crc = CRC32C.checksum(&word[..4]);
+    word[4..].copy_from_slice(&crc.to_le_bytes());
+    word
+}
+
+/// The count in `word`, if it is a [`wear_word`].
+pub(crate) fn parse_wear_word(word: &[u8]) -> Option<u32> {
+    let count = u32_at(word, 0);
+    let is_sound = count >> 24 == WEAR_MARK && u32_at(word, 4) == CRC32C.checksum(&word[..4]);
+    is_sound.then_some(count & WEAR_LIMIT)
+}
+
+const WEAR_MARK: u32 = 0x57;
+const WEAR_LIMIT: u32 = 0x00FF_FFFF;
 
 /// What a frame says about itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,10 +276,9 @@ impl FrameHeader {
     }
 
     /// Starts the checksum of this frame: the header without its `crc` field. The payload follows.
-    pub(crate) fn start_crc(&self) -> Digest<'static, u32, Table<1>> {
-        static TABLE: Crc<u32, Table<1>> = CRC32C;
+    pub(crate) fn start_crc(&self) -> Digest<'static, u32, CrcTable> {
         let bytes = self.encode();
-        let mut digest = TABLE.digest();
+        let mut digest = CRC32C.digest();
         digest.update(&bytes[..8]);
         digest.update(&bytes[12..]);
         digest
@@ -234,6 +357,7 @@ mod tests {
     use super::*;
 
     const HEADER: SegmentHeader = SegmentHeader {
+        version: FORMAT_VERSION,
         word_bytes: 8,
         segment_bytes: 4096,
         sequence: 3,
@@ -241,6 +365,9 @@ mod tests {
         first_id: 17,
         chain: 0x0102_0304,
         tokenizer_digest: [7; 32],
+        first_crc: 10,
+        moved: Some(Moved { until_id: 30, chain: 5, last_crc: 6 }),
+        seal: Some(SegmentSeal { key_id: 8, salt: [9; 16] }),
     };
 
     #[test]
@@ -259,22 +386,44 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(SegmentHeader::parse(&flipped), HeaderState::Broken);
             assert_eq!(repair_header(&flipped), Some(HEADER));
-            let second = (bit * 31 + 7) % 768;
+            let second = (bit * 31 + 7) % 1024;
             if second != bit {
                 flipped[second / 8] ^= 1 << (second % 8);
                 assert_eq!(repair_header(&flipped), None);
             }
         }
-        assert_eq!(SegmentHeader::parse(&[0xFF; 96]), HeaderState::Erased);
+        assert_eq!(SegmentHeader::parse(&[0xFF; 128]), HeaderState::Erased);
     }
 
     #[test]
     fn a_newer_header_is_told_apart_from_a_broken_one() {
         let mut bytes = HEADER.encode();
-        bytes[8] = 2;
+        bytes[8] = 3;
         let crc = CRC32C.checksum(&bytes[..92]);
-        bytes[92..].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(SegmentHeader::parse(&bytes), HeaderState::Newer(2));
+        bytes[92..96].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(SegmentHeader::parse(&bytes), HeaderState::Newer(3));
+    }
+
+    #[test]
+    fn a_version_1_header_ends_at_96_bytes() {
+        let old = SegmentHeader { version: 1, first_crc: 0, moved: None, seal: None, ..HEADER };
+        let mut bytes = old.encode();
+        bytes[96..].fill(0xA5);
+        assert_eq!((SegmentHeader::parse(&bytes), old.len_bytes()), (HeaderState::Valid(old), 96));
+    }
+
+    #[test]
+    fn an_erase_count_is_read_back_or_not_at_all() {
+        for erases in [0, 1, 0x00FF_FFFF] {
+            let word = wear_word(erases);
+            assert_eq!(parse_wear_word(&word), Some(erases));
+            for bit in 0..64 {
+                let mut flipped = word;
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(parse_wear_word(&flipped), None);
+            }
+        }
+        assert_eq!(parse_wear_word(&[0xFF; 8]), None);
     }
 
     #[test]

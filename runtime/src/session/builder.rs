@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mynah_models::Model;
 use mynah_models::adapter::{Adapter, LoraConfig};
 use mynah_models::chat_template::{ChatTemplate, TemplateError};
 use mynah_models::tokenizer::Tokenizer;
 use mynah_models::weights::Gguf;
+use mynah_models::{Model, Precision};
 
 use super::control::Control;
 use super::error::SessionError;
@@ -18,7 +18,7 @@ use super::wording::Wording;
 use super::{Learner, Session};
 use crate::device::{self, DeviceChoice};
 use crate::learn::methods::ContinualMethod;
-use crate::learn::{AdamW, History, LearnerState, Method, TrainerConfig};
+use crate::learn::{AdamW, DEFAULT_MEMORY_BYTES, History, LearnerState, Method, TrainerConfig};
 use crate::replay::Policy;
 
 /// The model of a session: a file, or one that was opened before.
@@ -59,6 +59,7 @@ impl From<Arc<Gguf>> for ModelSource {
 pub struct SessionBuilder {
     pub(super) model: ModelSource,
     pub(super) device: DeviceChoice,
+    pub(super) precision: Precision,
     pub(super) store: Option<PathBuf>,
     pub(super) is_read_only: bool,
     pub(super) threads: usize,
@@ -71,6 +72,7 @@ pub struct SessionBuilder {
     pub(super) memory_policy: Policy,
     pub(super) memory_examples: u32,
     pub(super) commit_every_steps: u64,
+    pub(super) memory_bytes: u64,
 }
 
 impl SessionBuilder {
@@ -78,6 +80,7 @@ impl SessionBuilder {
         Self {
             model,
             device: DeviceChoice::default(),
+            precision: Precision::Fast,
             store: None,
             is_read_only: false,
             threads: 0,
@@ -90,12 +93,19 @@ impl SessionBuilder {
             memory_policy: Policy::BalancedReservoir { floor: 10 },
             memory_examples: 500,
             commit_every_steps: 1,
+            memory_bytes: DEFAULT_MEMORY_BYTES,
         }
     }
 
     /// Where to compute. Default: the CPU. A GPU that is not there means the CPU and a [`Session::notice`].
     pub fn device(mut self, device: DeviceChoice) -> Self {
         self.device = device;
+        self
+    }
+
+    /// How exactly to compute on the CPU. Default: [`Precision::Fast`].
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
         self
     }
 
@@ -175,6 +185,13 @@ impl SessionBuilder {
         self
     }
 
+    /// Bytes that the passes of a step may take beside model, adapters and moments; what does not fit is computed again, with
+    /// the same results to the bit. [`budget::estimate`](crate::budget::estimate) tells what is needed. Default 512 MiB.
+    pub fn memory_budget(mut self, bytes: u64) -> Self {
+        self.memory_bytes = bytes;
+        self
+    }
+
     /// Loads the model, opens the store and takes up where its newest revision ends.
     ///
     /// # Errors
@@ -190,9 +207,10 @@ impl SessionBuilder {
         };
         let threads =
             Threads::new(self.threads).map_err(|source| SessionError::Threads { threads: self.threads, source })?;
-        let wording = wording(&gguf, self.end_token)?;
-        let opened = device::open(self.device);
-        let model = threads.run(|| Model::load(&gguf, &opened.device))?;
+        let opened = device::open(self.device, self.precision);
+        let (wording, model) =
+            threads.run(|| rayon::join(|| wording(&gguf, self.end_token), || Model::load(&gguf, &opened.device)));
+        let (wording, model) = (wording?, model?);
         let (ledger, saved) = match &self.store {
             Some(folder) => Ledger::open(folder, self.is_read_only, &model, &wording.tokenizer)?,
             None => (Ledger::in_memory(), None),
@@ -217,6 +235,7 @@ impl SessionBuilder {
             method: self.method,
             trainer: self.trainer,
             commit_every_steps: self.commit_every_steps,
+            memory_bytes: self.memory_bytes,
         })
     }
 

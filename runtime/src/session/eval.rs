@@ -102,8 +102,6 @@ impl Session {
         for item in items {
             worded.push(self.wording.word(item)?);
         }
-        // Rows of like length need little padding.
-        worded.sort_by_key(|row| row.tokens.len());
         let rows: Vec<Row<'_>> = worded.iter().map(Worded::row).collect();
         let mut correct = 0;
         for part in split(&rows, EVAL_BATCH_TOKENS) {
@@ -119,11 +117,9 @@ impl Session {
         let batch = Batch::new(rows)?;
         let hidden = self.model.forward(&batch.tokens, adapter, self.control.stop())?;
         let likeliest = self.model.argmax(select(&hidden, &batch.positions))?;
-        let mut wrong = vec![false; rows.len()];
-        for ((position, target), found) in batch.positions.iter().zip(&batch.targets).zip(&likeliest) {
-            wrong[position / batch.tokens.cols()] |= target != found;
-        }
-        Ok(wrong.iter().filter(|wrong| !**wrong).count())
+        let mut pairs = batch.targets.iter().zip(&likeliest);
+        let is_right = |row: &&Row<'_>| pairs.by_ref().take(row.scored().len()).filter(|(a, b)| a != b).count() == 0;
+        Ok(rows.iter().filter(is_right).count())
     }
 
     /// How likely a learner finds `text`, in windows of `window_tokens` that know nothing of each other.

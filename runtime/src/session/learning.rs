@@ -69,7 +69,7 @@ impl Session {
     /// new run, and an unfinished one before it is given up as far as it came.
     ///
     /// A run stopped and resumed, at whatever step and however often, even by a kill, gives the same bytes on the CPU as
-    /// one that never stopped.
+    /// one that never stopped, if its [`precision`](super::SessionBuilder::precision) stays the same.
     ///
     /// After each step, or every [`commit_every_steps`](super::SessionBuilder::commit_every_steps), the state is
     /// committed to the store; on return all of it is. What is served is always the newest state.
@@ -180,8 +180,8 @@ impl Session {
     }
 
     fn train(&mut self, run: &Run, rows: &StepRows<'_>) -> Result<StepLog, LearnError> {
-        let Self { model, state, control, threads, .. } = self;
-        let trainer = Trainer::new(model, run.settings.method, run.settings.trainer);
+        let Self { model, state, control, threads, memory_bytes, .. } = self;
+        let trainer = Trainer::new(model, run.settings.method, run.settings.trainer).memory_budget(*memory_bytes);
         threads.run(|| trainer.step(state, rows, run.next_moment(), control.stop()))
     }
 

@@ -93,12 +93,12 @@ impl Ledger {
     }
 
     /// The example with this content that was stored first.
-    pub(crate) fn find(&self, key: ContentKey) -> Option<ExampleId> {
+    pub(crate) fn find(&mut self, key: ContentKey) -> Result<Option<ExampleId>, LedgerError> {
         match self {
             Self::Memory(kept) => {
-                kept.iter().position(|example| example.key() == key).map(|at| ExampleId(at as u64 + 1))
+                Ok(kept.iter().position(|example| example.key() == key).map(|at| ExampleId(at as u64 + 1)))
             }
-            Self::Store(store) => store.replay.contains(key),
+            Self::Store(store) => Ok(store.replay.contains(key).map_err(StoreError::from)?),
         }
     }
 

@@ -73,6 +73,7 @@ pub struct Session {
     method: Method,
     trainer: TrainerConfig,
     commit_every_steps: u64,
+    memory_bytes: u64,
 }
 
 /// What a session has and has learned.

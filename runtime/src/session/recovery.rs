@@ -21,7 +21,7 @@ impl Session {
     /// # Errors
     /// [`SessionError::Load`] if the model cannot be put together there; the device stays what it was.
     pub fn set_device(&mut self, choice: DeviceChoice) -> Result<(), SessionError> {
-        let opened = device::open(choice);
+        let opened = device::open(choice, self.model.device().precision());
         self.compute_on(&opened.device)?;
         self.notice = opened.notice;
         Ok(())
@@ -51,7 +51,8 @@ impl Session {
             false => None,
         };
         self.gpus_lost += u32::from(is_lost);
-        let device = fresh.unwrap_or_else(ComputeDevice::cpu);
+        let precision = self.model.device().precision();
+        let device = fresh.unwrap_or_else(ComputeDevice::cpu).with_precision(precision);
         let place = if device.is_gpu() { "it was opened anew" } else { "going on on the CPU" };
         let notice = format!("{error}; {place}");
         log::warn!("{notice}");

@@ -51,7 +51,7 @@ impl Session {
             if known.contains_key(&key) {
                 continue;
             }
-            known.insert(key, self.ledger.find(key));
+            known.insert(key, self.ledger.find(key)?);
             if known[&key].is_none() {
                 new.push(example);
             }

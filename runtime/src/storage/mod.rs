@@ -43,6 +43,13 @@ pub trait Medium: NorFlash<Error: core::error::Error + Send + Sync + 'static> {
     /// The medium's own. The caller must not trust anything done since the last successful sync.
     fn sync(&mut self) -> Result<(), Self::Error>;
 
+    /// Whether erase and program have taken effect for good when they return, as on raw flash, so that there is nothing
+    /// for a sync to do, or to lie about. Then a compaction can drop the notes of removals whose records it dropped
+    /// before; else only after the log was opened again.
+    fn is_write_through(&self) -> bool {
+        false
+    }
+
     /// Whether `error` means that the medium has no room, and that the failed call changed nothing. A file reports a
     /// full disk this way; raw flash never does.
     fn is_full(error: &Self::Error) -> bool {
@@ -54,6 +61,10 @@ pub trait Medium: NorFlash<Error: core::error::Error + Send + Sync + 'static> {
 impl<M: Medium> Medium for &mut M {
     fn sync(&mut self) -> Result<(), Self::Error> {
         M::sync(self)
+    }
+
+    fn is_write_through(&self) -> bool {
+        M::is_write_through(self)
     }
 
     fn is_full(error: &Self::Error) -> bool {

@@ -349,6 +349,10 @@ impl<const WORD: usize, const BLOCK: usize> Medium for SimFlash<WORD, BLOCK> {
         }
         Ok(())
     }
+
+    fn is_write_through(&self) -> bool {
+        self.cache.is_none()
+    }
 }
 
 #[cfg(test)]

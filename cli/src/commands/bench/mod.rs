@@ -4,9 +4,8 @@ mod training;
 
 use std::time::{Duration, Instant};
 
-use mynah::Session;
 use mynah::budget::peak_resident_bytes;
-use mynah_models::{GpuWork, Model, Stop};
+use mynah_models::{GpuWork, Model, Precision, Stop};
 use serde::Serialize;
 
 use self::training::MethodChoice;
@@ -53,6 +52,9 @@ pub(crate) struct BenchArgs {
     /// train, cancel: tokens at the end of each sequence that the loss is on; all if not given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     scored: Option<u32>,
+    /// train, cancel: megabytes that a step may take beside model and adapters; what does not fit is computed again
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(1..))]
+    memory: Option<u32>,
     /// How many passes are timed, or cancelled
     #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
@@ -113,16 +115,16 @@ struct Timed {
 /// Runs the verb.
 pub(crate) fn run(args: &BenchArgs, options: &Options, output: Output) -> Result<(), CliError> {
     let started = Instant::now();
-    let session = open::open_to_read(&args.model.model, None, options)?;
+    let model = open::model(&args.model.model, Precision::Fast, options)?;
     let load_seconds = started.elapsed().as_secs_f64();
     if args.what == Workload::Cancel {
-        return training::cancel(session.model(), args, options, output);
+        return training::cancel(&model, args, options, output);
     }
     let (workload, tokens_per_step, Timed { times, work }) = match args.what {
-        Workload::Prefill => ("prefill", args.tokens as usize, prefill(&session, args, options)?),
-        Workload::Decode => ("decode", args.tokens as usize, decode(&session, args, options)?),
+        Workload::Prefill => ("prefill", args.tokens as usize, prefill(&model, args, options)?),
+        Workload::Decode => ("decode", args.tokens as usize, decode(&model, args, options)?),
         Workload::Train | Workload::Cancel => {
-            ("train", args.tokens_per_step(), training::train(session.model(), args, options)?)
+            ("train", args.tokens_per_step(), training::train(&model, args, options)?)
         }
     };
     let s_per_step = median(&times).as_secs_f64();
@@ -134,7 +136,7 @@ pub(crate) fn run(args: &BenchArgs, options: &Options, output: Output) -> Result
         tokens_per_step,
         steps: times.len(),
         load_seconds,
-        device: session.model().device().name().to_owned(),
+        device: model.device().name().to_owned(),
         launches_per_token: work.as_ref().map(|work| work.launches as f64 / tokens_per_step as f64),
         reads_per_token: work.as_ref().map(|work| work.reads as f64 / tokens_per_step as f64),
         submissions_ms: work.and_then(|work| Submissions::of(work.submissions)),
@@ -169,8 +171,7 @@ impl Submissions {
     }
 }
 
-fn prefill(session: &Session, args: &BenchArgs, options: &Options) -> Result<Timed, CliError> {
-    let model = session.model();
+fn prefill(model: &Model, args: &BenchArgs, options: &Options) -> Result<Timed, CliError> {
     let ids = random_ids(model, args.tokens as usize, options.seed);
     let mut cache = model.new_cache(ids.len());
     timed(model, "prefill", args.steps, |stop| {
@@ -180,8 +181,7 @@ fn prefill(session: &Session, args: &BenchArgs, options: &Options) -> Result<Tim
     })
 }
 
-fn decode(session: &Session, args: &BenchArgs, options: &Options) -> Result<Timed, CliError> {
-    let model = session.model();
+fn decode(model: &Model, args: &BenchArgs, options: &Options) -> Result<Timed, CliError> {
     let ids = random_ids(model, args.tokens as usize, options.seed);
     let mut cache = model.new_cache(ids.len());
     timed(model, "decode", args.steps, |stop| {

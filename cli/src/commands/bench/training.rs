@@ -51,9 +51,13 @@ impl<'a> Training<'a> {
         let replayed = if args.method == MethodChoice::Sequential { 0 } else { tokens };
         let mut new = random_ids(model, tokens + replayed, options.seed);
         let replayed = new.split_off(tokens);
+        let mut trainer = Trainer::new(model, args.method.method(), TrainerConfig::default());
+        if let Some(megabytes) = args.memory {
+            trainer = trainer.memory_budget(u64::from(megabytes) * 1_000_000);
+        }
         let scored = args.scored.map_or(row_tokens, |scored| scored as usize);
         Ok(Self {
-            trainer: Trainer::new(model, args.method.method(), TrainerConfig::default()),
+            trainer,
             state: LearnerState::new(Adapter::init(model.config(), &lora, options.seed)?),
             new,
             replayed,

@@ -1,6 +1,8 @@
 //! Causal attention with grouped queries, a block of queries of one head at a time; scores of a block are the only ones in
 //! memory.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::columns::Columns;
@@ -8,44 +10,45 @@ use super::dot::{add_scaled, dot};
 use super::exp::exp;
 use super::microkernel::{COLS, ROWS, Tile, multiply};
 use super::simd::{Simd, vectorized};
+use super::slab;
 use crate::ops::attention::Geometry;
 
 /// Queries of a block: enough to use a transposed key several times, few enough that scores stay in the cache.
 const BLOCK: usize = 64;
-/// Most queries of a row that are answered key by key: decoding.
+/// Most queries of a sequence that are answered key by key: decoding.
 const FEW_QUERIES: usize = 4;
+/// Tokens whose gradients one task adds at least.
+const TASK_TOKENS: usize = 16;
 
-/// `out = softmax(q · kᵀ / sqrt(head_dim)) · v`, each query over the keys up to its own position.
+/// `out = softmax(q · kᵀ / sqrt(head_dim)) · v`, each query over the keys of its sequence up to its own position.
 ///
 /// # Shapes
-/// `q` and `out` `[rows · cols, num_attention_heads · head_dim]`; `k` and `v` as the geometry says.
+/// `q` and `out` `[tokens, num_attention_heads · head_dim]`; `k` and `v` as the geometry says.
 pub(crate) fn forward(geometry: &Geometry, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
     let simd = Simd::detect();
-    let width = geometry.query_width();
-    let out = Columns::new(out, width);
-    let blocks = geometry.cols.div_ceil(BLOCK);
-    (0..geometry.rows * geometry.heads * blocks).into_par_iter().for_each(|task| {
-        let (place, block) = (task / blocks, task % blocks);
-        let head = Head::new(simd, geometry, place / geometry.heads, place % geometry.heads);
-        let queries = block * BLOCK..((block + 1) * BLOCK).min(geometry.cols);
+    let out = Columns::new(out, geometry.query_width());
+    let tasks: Vec<(Head<'_>, Range<usize>)> = heads(simd, geometry)
+        .flat_map(|head| blocks(head.tokens.len()).map(move |queries| (head.clone(), queries)))
+        .collect();
+    tasks.into_par_iter().for_each(|(head, queries)| {
         // SAFETY: a task alone writes this head's columns of these rows.
-        let write = |token: usize| unsafe {
-            out.slice(head.row * geometry.cols + token, head.index * geometry.head_dim, geometry.head_dim)
+        let write = |query: usize| unsafe {
+            out.slice(head.tokens.start + query, head.index * geometry.head_dim, geometry.head_dim)
         };
-        if geometry.cols <= FEW_QUERIES {
-            queries.for_each(|token| head.answer_one(q, k, v, token, write(token)));
+        if head.tokens.len() <= FEW_QUERIES {
+            queries.for_each(|query| head.answer_one(q, k, v, query, write(query)));
         } else {
             let probabilities = head.probabilities(q, k, &queries);
             let mut mixed = vec![0.0; queries.len() * geometry.head_dim];
             head.mix(&probabilities, v, &mut mixed);
-            for (token, mixed) in queries.zip(mixed.chunks_exact(geometry.head_dim)) {
-                write(token).copy_from_slice(mixed);
+            for (query, mixed) in queries.zip(mixed.chunks_exact(geometry.head_dim)) {
+                write(query).copy_from_slice(mixed);
             }
         }
     });
 }
 
-/// Gradients with respect to q, k and v, all `[rows · cols, heads · head_dim]`; there are no earlier keys than the rows' own.
+/// Gradients with respect to q, k and v, all `[tokens, heads · head_dim]`; there are no earlier keys than the sequences' own.
 ///
 /// Probabilities are computed again rather than kept.
 pub(crate) fn backward(
@@ -56,64 +59,87 @@ pub(crate) fn backward(
     d_out: &[f32],
     [dq, dk, dv]: [&mut [f32]; 3],
 ) {
-    let simd = Simd::detect();
     let dim = geometry.head_dim;
     let dq = Columns::new(dq, geometry.query_width());
+    let heads: Vec<Head<'_>> = heads(Simd::detect(), geometry).collect();
     // Heads of a group share keys: each makes its own share, which are added in order afterwards.
-    let shares: Vec<[Vec<f32>; 2]> = (0..geometry.rows * geometry.heads)
-        .into_par_iter()
-        .map(|place| {
-            let head = Head::new(simd, geometry, place / geometry.heads, place % geometry.heads);
-            let mut share = [vec![0.0; geometry.cols * dim], vec![0.0; geometry.cols * dim]];
-            for first in (0..geometry.cols).step_by(BLOCK) {
-                let queries = first..(first + BLOCK).min(geometry.cols);
+    let shares: Vec<[Vec<f32>; 2]> = heads
+        .par_iter()
+        .map(|head| {
+            let count = head.tokens.len();
+            let mut share = [vec![0.0; count * dim], vec![0.0; count * dim]];
+            for queries in blocks(count) {
                 let dq_block = head.differentiate(q, k, v, d_out, &queries, &mut share);
-                for (token, values) in queries.zip(dq_block.chunks_exact(dim)) {
+                for (query, values) in queries.zip(dq_block.chunks_exact(dim)) {
                     // SAFETY: this task alone writes this head's columns of these rows.
-                    unsafe { dq.slice(head.row * geometry.cols + token, head.index * dim, dim) }
-                        .copy_from_slice(values);
+                    unsafe { dq.slice(head.tokens.start + query, head.index * dim, dim) }.copy_from_slice(values);
                 }
             }
             share
         })
         .collect();
-    let key_width = geometry.key_value_heads * dim;
     for (which, gradient) in [dk, dv].into_iter().enumerate() {
-        gradient.par_chunks_mut(key_width).enumerate().for_each(|(token, out)| {
-            out.fill(0.0);
-            let (row, col) = (token / geometry.cols, token % geometry.cols);
-            for head in 0..geometry.heads {
-                let share = &shares[row * geometry.heads + head][which][col * dim..][..dim];
-                let first = geometry.key_head(head) * dim;
-                add_scaled(simd, &mut out[first..first + dim], 1.0, share);
-            }
-        });
+        add_shares(geometry, &heads, &shares, which, gradient);
     }
 }
 
-/// One query head of one row.
+/// The gradient of keys (0) or values (1): the sum of what every head of a sequence gives, in order.
+fn add_shares(geometry: &Geometry, heads: &[Head<'_>], shares: &[[Vec<f32>; 2]], which: usize, out: &mut [f32]) {
+    let dim = geometry.head_dim;
+    let width = geometry.key_value_heads * dim;
+    let mut rest = out;
+    let mut sequences = Vec::new();
+    for (heads, shares) in heads.chunks(geometry.heads).zip(shares.chunks(geometry.heads)) {
+        let (of_sequence, after) = rest.split_at_mut(heads[0].tokens.len() * width);
+        sequences.push((of_sequence, heads, shares));
+        rest = after;
+    }
+    sequences.into_par_iter().for_each(|(out, heads, shares)| {
+        out.par_chunks_mut(width).with_min_len(TASK_TOKENS).enumerate().for_each(|(token, out)| {
+            out.fill(0.0);
+            for (head, share) in heads.iter().zip(shares) {
+                let first = geometry.key_head(head.index) * dim;
+                add_scaled(head.simd, &mut out[first..first + dim], 1.0, &share[which][token * dim..][..dim]);
+            }
+        });
+    });
+}
+
+/// Every head of every sequence that has tokens, the heads of a sequence together.
+fn heads(simd: Simd, geometry: &Geometry) -> impl Iterator<Item = Head<'_>> {
+    let scale = 1.0 / (geometry.head_dim as f32).sqrt();
+    let sequences = geometry.sequences().filter(|tokens| !tokens.is_empty());
+    sequences.flat_map(move |tokens| {
+        (0..geometry.heads).map(move |index| Head { simd, geometry, tokens: tokens.clone(), index, scale })
+    })
+}
+
+/// The queries of a sequence in blocks.
+fn blocks(queries: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..queries).step_by(BLOCK).map(move |first| first..(first + BLOCK).min(queries))
+}
+
+/// One query head of one sequence. Queries and positions are counted from the sequence's first.
+#[derive(Clone)]
 struct Head<'a> {
     simd: Simd,
     geometry: &'a Geometry,
-    row: usize,
+    /// The rows of the batch that are this sequence's.
+    tokens: Range<usize>,
     index: usize,
     scale: f32,
 }
 
-impl<'a> Head<'a> {
-    fn new(simd: Simd, geometry: &'a Geometry, row: usize, index: usize) -> Self {
-        Self { simd, geometry, row, index, scale: 1.0 / (geometry.head_dim as f32).sqrt() }
-    }
-
-    /// Where this head's query of a token begins.
-    fn query(&self, token: usize) -> usize {
-        (self.row * self.geometry.cols + token) * self.geometry.query_width() + self.index * self.geometry.head_dim
+impl Head<'_> {
+    /// Where a query of this head begins.
+    fn query(&self, query: usize) -> usize {
+        (self.tokens.start + query) * self.geometry.query_width() + self.index * self.geometry.head_dim
     }
 
     /// Where the key or value of a position begins that this head reads.
     fn position(&self, position: usize) -> usize {
         let (operand, head) = (self.geometry.operand(), self.geometry.key_head(self.index));
-        self.row * operand.row_stride + head * operand.head_stride + position * operand.token_stride
+        head * operand.head_stride + (self.tokens.start + position) * operand.token_stride
     }
 
     /// The answer to one query, key by key.
@@ -130,7 +156,7 @@ impl<'a> Head<'a> {
     }
 
     /// Probabilities of a block's queries over the keys up to the block's last, `[queries, seen]`.
-    fn probabilities(&self, q: &[f32], k: &[f32], queries: &std::ops::Range<usize>) -> Matrix {
+    fn probabilities(&self, q: &[f32], k: &[f32], queries: &Range<usize>) -> Matrix {
         let mut scores = self.against(q, self.query(queries.start), k, queries);
         for (query, row) in queries.clone().zip(scores.values.chunks_exact_mut(scores.cols)) {
             let (seen, future) = row.split_at_mut(self.geometry.past + query + 1);
@@ -141,7 +167,7 @@ impl<'a> Head<'a> {
     }
 
     /// Products of a block's rows of `a` with every key or value up to the block's last: `[queries, seen]`.
-    fn against(&self, a: &[f32], first: usize, b: &[f32], queries: &std::ops::Range<usize>) -> Matrix {
+    fn against(&self, a: &[f32], first: usize, b: &[f32], queries: &Range<usize>) -> Matrix {
         let dim = self.geometry.head_dim;
         let mut scores = Matrix::zeros(queries.len(), self.geometry.past + queries.end);
         let mut slab = vec![0.0; dim * COLS];
@@ -165,10 +191,8 @@ impl<'a> Head<'a> {
         let mut slab = vec![0.0; weights.cols * COLS];
         for first in (0..dim).step_by(COLS) {
             let count = COLS.min(dim - first);
-            for (position, slab) in slab.chunks_exact_mut(COLS).enumerate() {
-                let from = self.position(position) + first;
-                slab[..count].copy_from_slice(&b[from..from + count]);
-            }
+            let stride = self.geometry.operand().token_stride;
+            slab::fill(&mut slab, &b[self.position(0) + first..], stride, count);
             weights.as_left().times(self.simd, &slab, &mut out[first..], dim, count);
         }
     }
@@ -180,7 +204,7 @@ impl<'a> Head<'a> {
         k: &[f32],
         v: &[f32],
         d_out: &[f32],
-        queries: &std::ops::Range<usize>,
+        queries: &Range<usize>,
         [dk, dv]: &mut [Vec<f32>; 2],
     ) -> Vec<f32> {
         let dim = self.geometry.head_dim;
@@ -209,10 +233,7 @@ impl<'a> Head<'a> {
         let mut slab = vec![0.0; weights.rows * COLS];
         for column in (0..dim).step_by(COLS) {
             let count = COLS.min(dim - column);
-            for (query, slab) in slab.chunks_exact_mut(COLS).enumerate() {
-                let from = first + query * stride + column;
-                slab[..count].copy_from_slice(&b[from..from + count]);
-            }
+            slab::fill(&mut slab, &b[first + column..], stride, count);
             transposed.as_left().times(self.simd, &slab, &mut sum[column..], dim, count);
         }
     }
@@ -304,15 +325,15 @@ mod tests {
         (0..count).map(|i| (((i + seed * 7) * 7919 % 2003) as f32 - 1001.0) / 800.0).collect()
     }
 
-    /// Attention in f64, straight from the formula; keys and values token by token.
+    /// Attention in f64, straight from the formula, a sequence after another; keys and values token by token.
     fn reference(g: &Geometry, q: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
         let (dim, key_width) = (g.head_dim, g.key_value_heads * g.head_dim);
         let mut out = vec![0.0; q.len()];
-        for row in 0..g.rows {
-            for token in 0..g.cols {
+        for tokens in g.sequences() {
+            for token in 0..tokens.len() {
                 for head in 0..g.heads {
-                    let at = |position: usize| (row * g.cols + position) * key_width + g.key_head(head) * dim;
-                    let query = (row * g.cols + token) * g.query_width() + head * dim;
+                    let at = |position: usize| (tokens.start + position) * key_width + g.key_head(head) * dim;
+                    let query = (tokens.start + token) * g.query_width() + head * dim;
                     let score =
                         |p: usize| (0..dim).map(|d| q[query + d] * k[at(p) + d]).sum::<f64>() / (dim as f64).sqrt();
                     let weights: Vec<f64> = (0..=token).map(|p| score(p).exp()).collect();
@@ -330,9 +351,9 @@ mod tests {
         values.iter().map(|v| f64::from(*v)).collect()
     }
 
-    fn check(rows: usize, cols: usize, heads: usize, key_value_heads: usize, head_dim: usize) {
-        let g = Geometry::of_batch(rows, cols, heads, key_value_heads, head_dim);
-        let (tokens, key_width) = (rows * cols, key_value_heads * head_dim);
+    fn check(lengths: &[usize], heads: usize, key_value_heads: usize, head_dim: usize) {
+        let g = Geometry::of_batch(lengths.into(), heads, key_value_heads, head_dim);
+        let (tokens, key_width) = (g.tokens(), key_value_heads * head_dim);
         let (q, k, v) =
             (numbers(tokens * g.query_width(), 1), numbers(tokens * key_width, 2), numbers(tokens * key_width, 3));
         let d_out = numbers(tokens * g.query_width(), 4);
@@ -363,9 +384,10 @@ mod tests {
 
     #[test]
     fn values_and_gradients_equal_f64_and_its_differences() {
-        check(1, 5, 2, 1, 8);
-        check(2, 70, 3, 1, 16);
-        check(1, 9, 4, 2, 40);
-        check(2, 3, 4, 4, 8);
+        check(&[5], 2, 1, 8);
+        check(&[70, 70], 3, 1, 16);
+        check(&[9], 4, 2, 40);
+        check(&[3, 3], 4, 4, 8);
+        check(&[7, 1, 66, 0, 3], 4, 2, 16);
     }
 }

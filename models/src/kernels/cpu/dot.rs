@@ -11,6 +11,9 @@ pub(crate) fn dot(simd: Simd, a: &[f32], b: &[f32]) -> f32 {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Simd::Avx2 => unsafe { dot_avx2(a, b) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        Simd::Neon => unsafe { dot_neon(a, b) },
         Simd::Portable => dot_portable(a, b),
     }
 }
@@ -55,6 +58,23 @@ fn dot_avx2(a: &[f32], b: &[f32]) -> f32 {
     // SAFETY: eight floats are there; the store is unaligned.
     unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sum) };
     lanes.iter().sum::<f32>() + dot_portable(a_rest, b_rest)
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+fn dot_neon(a: &[f32], b: &[f32]) -> f32 {
+    use std::arch::aarch64::*;
+    let (a_chunks, a_rest) = a.as_chunks::<16>();
+    let (b_chunks, b_rest) = b.as_chunks::<16>();
+    let mut sums = [vdupq_n_f32(0.0); 4];
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for (chain, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: chain · 4 + 4 is at most 16.
+            let (a, b) = unsafe { (vld1q_f32(a.as_ptr().add(chain * 4)), vld1q_f32(b.as_ptr().add(chain * 4))) };
+            *sum = vfmaq_f32(*sum, a, b);
+        }
+    }
+    vaddvq_f32(vaddq_f32(vaddq_f32(sums[0], sums[1]), vaddq_f32(sums[2], sums[3]))) + dot_portable(a_rest, b_rest)
 }
 
 /// Sixteen sums side by side, which a compiler turns into vectors.

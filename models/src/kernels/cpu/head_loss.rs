@@ -4,14 +4,13 @@
 use rayon::prelude::*;
 
 use super::exp::exp;
-use super::packed_linear;
 use super::simd::{Simd, vectorized};
+use super::weights::Weights;
 use crate::nn::Stop;
-use crate::quant::PackedMatrix;
 
 /// Most bytes of logits at a time. Also bounds how long it takes until a stop is seen: a product of 64 positions with a
 /// vocabulary of 50,000 and a width of 576 takes some 20 ms on two cores.
-const LOGITS_BYTES: usize = 12 << 20;
+pub(crate) const LOGITS_BYTES: usize = 12 << 20;
 
 /// Negative log-likelihood of each position's target in nats, and where `gradient` is given, d nll / d hidden.
 ///
@@ -22,7 +21,7 @@ const LOGITS_BYTES: usize = 12 << 20;
 pub(crate) fn token_nll(
     hidden: &[f32],
     targets: &[u32],
-    weight: &PackedMatrix,
+    weight: &Weights,
     nll: &mut [f32],
     mut gradient: Option<&mut [f32]>,
     stop: &Stop,
@@ -37,13 +36,13 @@ pub(crate) fn token_nll(
         }
         let rows = chunk * at_once * width..(chunk * at_once + targets.len()) * width;
         let logits = &mut logits[..targets.len() * vocab];
-        packed_linear::forward(&hidden[rows.clone()], weight, logits);
+        weight.forward(&hidden[rows.clone()], logits);
         let want_gradient = gradient.is_some();
         logits.par_chunks_mut(vocab).zip(nll).zip(targets).for_each(|((logits, nll), &target)| {
             *nll = cross_entropy(simd, logits, target as usize, want_gradient);
         });
         if let Some(gradient) = gradient.as_deref_mut().filter(|_| !stop.is_set()) {
-            packed_linear::backward(logits, weight, &mut gradient[rows]);
+            weight.backward(logits, &mut gradient[rows]);
         }
     }
 }
@@ -105,7 +104,7 @@ fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::TensorType;
+    use crate::quant::{PackedMatrix, TensorType};
 
     #[test]
     fn losses_and_gradients_equal_f64_sums() {
@@ -114,14 +113,15 @@ mod tests {
             (0..count).map(|i| ((i + seed) * 7919 % 997) as f32 / 200.0 - 2.5).collect()
         };
         let weight = PackedMatrix::quantize(TensorType::Q8_0, [vocab, width], &numbers(vocab * width, 3));
+        let mut dense = vec![0.0; vocab * width];
+        weight.dequantize_rows(0..vocab, &mut dense);
+        let weight = Weights::from(weight);
         let hidden = numbers(positions * width, 8);
         let targets: Vec<u32> = (0..positions as u32).map(|p| p * 13 % vocab as u32).collect();
         let (mut nll, mut gradient) = (vec![0.0; positions], vec![0.0; positions * width]);
         token_nll(&hidden, &targets, &weight, &mut nll, Some(&mut gradient), &Stop::new());
         let mut without = vec![0.0; positions];
         token_nll(&hidden, &targets, &weight, &mut without, None, &Stop::new());
-        let mut dense = vec![0.0; vocab * width];
-        weight.dequantize_rows(0..vocab, &mut dense);
         for p in 0..positions {
             let logits: Vec<f64> = (0..vocab)
                 .map(|v| (0..width).map(|k| f64::from(hidden[p * width + k]) * f64::from(dense[v * width + k])).sum())

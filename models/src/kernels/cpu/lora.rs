@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::dot::add_scaled;
 use super::microkernel::{COLS, ROWS, Tile, multiply};
 use super::simd::{Simd, vectorized};
+use super::slab;
 
 /// Ranks of a block.
 const BLOCK: usize = 8;
@@ -56,9 +57,7 @@ pub(crate) fn outer(thin: &[f32], x: &[f32], rank: usize, width: usize) -> Vec<f
             let first = panel * COLS;
             let count = COLS.min(width - first);
             let mut slab = vec![0.0; tokens * COLS];
-            for (slab, x) in slab.chunks_exact_mut(COLS).zip(x.chunks_exact(width)) {
-                slab[..count].copy_from_slice(&x[first..first + count]);
-            }
+            slab::fill(&mut slab, &x[first..], width, count);
             let tiles = by_rank.chunks(ROWS * tokens).map(|thin| {
                 let mut tile: Tile = [[0.0; COLS]; ROWS];
                 multiply(simd, thin, tokens, thin.len() / tokens, &slab, &mut tile);
@@ -116,8 +115,19 @@ fn products_body(x: &[f32], rows: &[f32], factor: f32, thin: &mut [f32]) {
     }
     for ((thin, lanes), row) in thin.iter_mut().zip(&lanes).zip(rows) {
         let rest: f32 = x[whole..].iter().zip(&row[whole..]).map(|(x, row)| x * row).sum();
-        *thin = factor * (lanes.iter().sum::<f32>() + rest);
+        *thin = factor * (total(*lanes) + rest);
     }
+}
+
+/// The sum of all lanes, halves onto halves: four steps where one after another would be sixteen.
+#[inline(always)]
+fn total(mut lanes: [f32; 16]) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            lanes[lane] += lanes[lane + half];
+        }
+    }
+    lanes[0]
 }
 
 vectorized! {

@@ -45,6 +45,18 @@ pub(crate) fn multiply(simd: Simd, a: &[f32], stride: usize, rows: usize, b: &[f
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Simd::Avx2 => unsafe { avx2(a, stride, rows, b, tile) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        Simd::Neon => unsafe {
+            match rows {
+                8 => neon_rows::<8>(a, 0, stride, b, tile),
+                4..8 => {
+                    neon_rows::<4>(a, 0, stride, b, tile);
+                    (4..rows).for_each(|row| neon_rows::<1>(a, row, stride, b, tile));
+                }
+                _ => (0..rows).for_each(|row| neon_rows::<1>(a, row, stride, b, tile)),
+            }
+        },
         Simd::Portable => portable(a, stride, rows, b, tile),
     }
 }
@@ -145,6 +157,53 @@ unsafe fn avx2_at<const R: usize>(a: &[f32], first: usize, stride: usize, b: &[f
                 for (j, sum) in sums.iter().enumerate() {
                     _mm256_storeu_ps(rows.add(of_tile(i, j)), *sum);
                 }
+            }
+        }
+    }
+}
+
+/// Rows `first .. first + R` of a tile.
+///
+/// # Safety
+/// `a` holds these rows of `b.len() / COLS` floats, `stride` apart.
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+#[inline]
+unsafe fn neon_rows<const R: usize>(a: &[f32], first: usize, stride: usize, b: &[f32], tile: &mut Tile) {
+    use std::arch::aarch64::*;
+    // A quarter of a tile at a time: 8 rows x 8 columns are 16 accumulators, which leaves registers for the operands.
+    for column in (0..COLS).step_by(8) {
+        // SAFETY: pointers stay inside `a`, `b` and `tile`, as the caller promises.
+        unsafe {
+            let rows = tile.as_mut_ptr().cast::<f32>().add(first * COLS + column);
+            let (a, b, depth) = (a.as_ptr().add(first * stride), b.as_ptr().add(column), b.len() / COLS);
+            let mut sums = [[vdupq_n_f32(0.0); 2]; R];
+            for (i, sums) in sums.iter_mut().enumerate() {
+                *sums = [vld1q_f32(rows.add(i * COLS)), vld1q_f32(rows.add(i * COLS + 4))];
+            }
+            let b_row = |k: usize| [vld1q_f32(b.add(k * COLS)), vld1q_f32(b.add(k * COLS + 4))];
+            for k in (0..depth / 4 * 4).step_by(4) {
+                let b_k = [b_row(k), b_row(k + 1), b_row(k + 2), b_row(k + 3)];
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let a_i = vld1q_f32(a.add(i * stride + k));
+                    for (half, sum) in sums.iter_mut().enumerate() {
+                        *sum = vfmaq_laneq_f32::<0>(*sum, b_k[0][half], a_i);
+                        *sum = vfmaq_laneq_f32::<1>(*sum, b_k[1][half], a_i);
+                        *sum = vfmaq_laneq_f32::<2>(*sum, b_k[2][half], a_i);
+                        *sum = vfmaq_laneq_f32::<3>(*sum, b_k[3][half], a_i);
+                    }
+                }
+            }
+            for k in depth / 4 * 4..depth {
+                let b_k = b_row(k);
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let a_ik = vdupq_n_f32(*a.add(i * stride + k));
+                    *sums = [vfmaq_f32(sums[0], a_ik, b_k[0]), vfmaq_f32(sums[1], a_ik, b_k[1])];
+                }
+            }
+            for (i, sums) in sums.iter().enumerate() {
+                vst1q_f32(rows.add(i * COLS), sums[0]);
+                vst1q_f32(rows.add(i * COLS + 4), sums[1]);
             }
         }
     }

@@ -8,6 +8,7 @@ use super::columns::Columns;
 use super::dequantize::dequantize_row;
 use super::dot::dot;
 use super::microkernel::{COLS, ROWS, Tile, multiply};
+use super::parallel;
 use super::simd::Simd;
 use crate::quant::PackedMatrix;
 
@@ -45,10 +46,10 @@ pub(crate) fn forward(x: &[f32], weight: &PackedMatrix, y: &mut [f32]) {
     let y = Columns::new(y, rows);
     let tasks = rows.div_ceil(TASK_ROWS);
     if tokens <= FEW_TOKENS {
-        (0..tasks).into_par_iter().for_each(|task| few_tokens(simd, x, tokens, weight, task * TASK_ROWS, &y));
+        parallel::for_each(tasks, |task| few_tokens(simd, x, tokens, weight, task * TASK_ROWS, &y));
     } else {
         let x = transposed_tiles(x, cols, tokens);
-        (0..tasks).into_par_iter().for_each(|task| many_tokens(simd, &x, tokens, weight, task * TASK_ROWS, &y));
+        parallel::for_each(tasks, |task| many_tokens(simd, &x, tokens, weight, task * TASK_ROWS, &y));
     }
 }
 
@@ -121,9 +122,7 @@ pub(crate) fn backward(dy: &[f32], weight: &PackedMatrix, dx: &mut [f32]) {
     );
     let simd = Simd::detect();
     let dx = Columns::new(dx, cols);
-    (0..cols.div_ceil(COLS))
-        .into_par_iter()
-        .for_each(|panel| backward_panel(simd, dy, tokens, weight, panel * COLS, &dx));
+    parallel::for_each(cols.div_ceil(COLS), |panel| backward_panel(simd, dy, tokens, weight, panel * COLS, &dx));
 }
 
 /// Columns `first .. first + COLS` of dx. A block of every quantization lies in one panel: 32 weights of a row, or one.

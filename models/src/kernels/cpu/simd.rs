@@ -11,7 +11,10 @@ pub(crate) enum Simd {
     /// x86-64 with AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// Whatever the compiler makes of plain loops; on aarch64 that is NEON.
+    /// aarch64 with NEON.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// Whatever the compiler makes of plain loops.
     Portable,
 }
 
@@ -39,6 +42,10 @@ impl Simd {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
                 sets.push(Self::Avx2);
             }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            sets.push(Self::Neon);
         }
         sets.push(Self::Portable);
         sets
@@ -71,6 +78,9 @@ macro_rules! vectorized {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
                 Simd::Avx2 => unsafe { avx2($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                // The compiler takes NEON for granted on aarch64.
+                Simd::Neon => $body($($arg),*),
                 Simd::Portable => $body($($arg),*),
             }
         }

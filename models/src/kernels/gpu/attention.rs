@@ -5,8 +5,11 @@
 //! line, each line to its end. On the way back one kernel goes over the keys of each query, a second over the queries of each
 //! key, so that no two workgroups add to one place and sums have one order. Memory of a workgroup: 512 bytes.
 
+use std::ops::Range;
+
 use burn::backend::tensor::FloatTensor;
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::client::Client;
 use cubecl::prelude::*;
 
 use super::device_matrix::{Gpu, buffer, contiguous, empty, in_launches};
@@ -28,30 +31,11 @@ impl AttentionOps for Gpu {
     ) -> FloatTensor<Self> {
         let ((q, [tokens, width]), (k, _), (v, _)) = (contiguous(q), contiguous(k), contiguous(v));
         let out = empty(&q, tokens, width);
-        let sizes = Sizes::of(&geometry);
-        in_launches(&q.client, (tokens * geometry.heads) as u32, sizes.flop(4.0), |first, count| {
-            // SAFETY: every buffer is passed with its own length, and the sizes are those of the buffers.
-            unsafe {
-                forward_kernel::launch_unchecked(
-                    &q.client,
-                    CubeCount::Static(count, 1, 1),
-                    CubeDim::new_1d(UNITS),
-                    buffer(&q),
-                    buffer(&k),
-                    buffer(&v),
-                    buffer(&out),
-                    first,
-                    sizes.cols,
-                    sizes.past,
-                    sizes.heads,
-                    sizes.group,
-                    sizes.head_dim,
-                    sizes.head_stride,
-                    sizes.token_stride,
-                    sizes.scale,
-                );
-            }
-        });
+        for sizes in Sizes::of_all(&geometry) {
+            sizes.in_launches(&q.client, sizes.heads, sizes.flop(4.0), |first, count| {
+                forward(&sizes, [&q, &k, &v], &out, first, count);
+            });
+        }
         out
     }
 }
@@ -67,20 +51,25 @@ impl AttentionKernel for Gpu {
         let of = |[rows, cols]: [usize; 2]| empty(&q, rows, cols);
         let (dq, dk, dv, sums) = (of(q_shape), of(k_shape), of(k_shape), of([q_shape[0] * geometry.heads, 2]));
         let given = [&q, &k, &v, &d_out];
-        let sizes = Sizes::of(geometry);
-        let tokens = q_shape[0];
-        in_launches(&q.client, (tokens * geometry.heads) as u32, sizes.flop(10.0), |first, count| {
-            queries_backward(&sizes, given, [&dq, &sums], first, count);
-        });
-        in_launches(&q.client, (tokens * geometry.key_value_heads) as u32, sizes.flop(8.0), |first, count| {
-            keys_backward(&sizes, given, &sums, [&dk, &dv], first, count);
-        });
+        for sizes in Sizes::of_all(geometry) {
+            sizes.in_launches(&q.client, sizes.heads, sizes.flop(10.0), |first, count| {
+                queries_backward(&sizes, given, [&dq, &sums], first, count);
+            });
+            sizes.in_launches(&q.client, sizes.heads / sizes.group, sizes.flop(8.0), |first, count| {
+                keys_backward(&sizes, given, &sums, [&dk, &dv], first, count);
+            });
+        }
         [dq, dk, dv]
     }
 }
 
-/// A geometry as kernels are told it.
+/// Neighbouring sequences of one length, which are computed at once, as kernels are told them.
 struct Sizes {
+    /// The first of their tokens.
+    first_token: u32,
+    /// All their tokens.
+    tokens: u32,
+    /// Tokens of each.
     cols: u32,
     past: u32,
     heads: u32,
@@ -93,14 +82,29 @@ struct Sizes {
 }
 
 impl Sizes {
+    /// The sequences of a batch, those of one length that lie together at once.
+    ///
     /// # Panics
     /// If a head has more dimensions than the units of a workgroup can own: no model that is known has.
-    fn of(geometry: &Geometry) -> Self {
+    fn of_all(geometry: &Geometry) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        for sequence in geometry.sequences().filter(|sequence| !sequence.is_empty()) {
+            match all.last_mut() {
+                Some(sizes) if sizes.cols as usize == sequence.len() => sizes.tokens += sizes.cols,
+                _ => all.push(Self::of(geometry, &sequence)),
+            }
+        }
+        all
+    }
+
+    fn of(geometry: &Geometry, sequence: &Range<usize>) -> Self {
         let head_dim = geometry.head_dim as u32;
         assert!(head_dim <= UNITS * SLOTS, "a head of {head_dim} dimensions, {} at most", UNITS * SLOTS);
         let operand = geometry.operand();
         Self {
-            cols: geometry.cols as u32,
+            first_token: sequence.start as u32,
+            tokens: sequence.len() as u32,
+            cols: sequence.len() as u32,
             past: geometry.past as u32,
             heads: geometry.heads as u32,
             group: (geometry.heads / geometry.key_value_heads) as u32,
@@ -111,9 +115,41 @@ impl Sizes {
         }
     }
 
+    /// Launches a workgroup for each of `heads` heads of every token: `launch(first, count)`, numbered from the batch's first
+    /// token on.
+    fn in_launches(&self, client: &Client, heads: u32, flop_per_cube: f64, mut launch: impl FnMut(u32, u32)) {
+        let before = self.first_token * heads;
+        in_launches(client, self.tokens * heads, flop_per_cube, |first, count| launch(before + first, count));
+    }
+
     /// Of one workgroup, with so many for each key and dimension.
     fn flop(&self, each: f64) -> f64 {
         each * f64::from(self.past + self.cols) * f64::from(self.head_dim)
+    }
+}
+
+fn forward(sizes: &Sizes, [q, k, v]: [&CubeTensor; 3], out: &CubeTensor, first: u32, count: u32) {
+    // SAFETY: every buffer is passed with its own length, and the sizes are those of the buffers.
+    unsafe {
+        forward_kernel::launch_unchecked(
+            &q.client,
+            CubeCount::Static(count, 1, 1),
+            CubeDim::new_1d(UNITS),
+            buffer(q),
+            buffer(k),
+            buffer(v),
+            buffer(out),
+            first,
+            sizes.first_token,
+            sizes.cols,
+            sizes.past,
+            sizes.heads,
+            sizes.group,
+            sizes.head_dim,
+            sizes.head_stride,
+            sizes.token_stride,
+            sizes.scale,
+        );
     }
 }
 
@@ -137,6 +173,7 @@ fn queries_backward(
             buffer(dq),
             buffer(sums),
             first,
+            sizes.first_token,
             sizes.cols,
             sizes.heads,
             sizes.group,
@@ -170,6 +207,7 @@ fn keys_backward(
             buffer(dk),
             buffer(dv),
             first,
+            sizes.first_token,
             sizes.cols,
             sizes.heads,
             sizes.group,
@@ -209,6 +247,7 @@ fn forward_kernel(
     v: &[f32],
     out: &mut [f32],
     first_task: u32,
+    first_token: u32,
     cols: u32,
     past: u32,
     heads: u32,
@@ -221,8 +260,9 @@ fn forward_kernel(
     let task = first_task + CUBE_POS_X;
     let (token, head) = (task / heads, task % heads);
     let query = task * head_dim;
-    let keys = (head / group) * head_stride + (token / cols) * cols * token_stride;
-    let seen = past + token % cols + 1;
+    let place = (token - first_token) % cols;
+    let keys = (head / group) * head_stride + (token - place) * token_stride;
+    let seen = past + place + 1;
     let mut weights = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
     let mut sums = Array::<f32>::new(comptime!(SLOTS as usize));
     #[unroll]
@@ -282,6 +322,7 @@ fn queries_kernel(
     dq: &mut [f32],
     log_sums_and_means: &mut [f32],
     first_task: u32,
+    first_token: u32,
     cols: u32,
     heads: u32,
     group: u32,
@@ -293,8 +334,9 @@ fn queries_kernel(
     let task = first_task + CUBE_POS_X;
     let (token, head) = (task / heads, task % heads);
     let query = task * head_dim;
-    let keys = (head / group) * head_stride + (token / cols) * cols * token_stride;
-    let seen = token % cols + 1;
+    let place = (token - first_token) % cols;
+    let keys = (head / group) * head_stride + (token - place) * token_stride;
+    let seen = place + 1;
     let mut weights = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
     let mut products = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
     let mut top = f32::new(LOWEST);
@@ -382,6 +424,7 @@ fn keys_kernel(
     dk: &mut [f32],
     dv: &mut [f32],
     first_task: u32,
+    first_token: u32,
     cols: u32,
     heads: u32,
     group: u32,
@@ -393,7 +436,7 @@ fn keys_kernel(
     let (token, key_head) = (task / key_heads, task % key_heads);
     let key = task * head_dim;
     // Queries from this token on to the end of its sequence.
-    let queries = cols - token % cols;
+    let queries = cols - (token - first_token) % cols;
     let mut weights = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
     let mut d_scores = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
     let mut of_key = Array::<f32>::new(comptime!(SLOTS as usize));

@@ -55,7 +55,7 @@ fn in_chunks(
     let hidden = tensor(hidden);
     let device = hidden.device();
     let [positions, width] = hidden.dims();
-    let vocab = weight.matrix().rows();
+    let vocab = weight.weights().rows();
     let at_once = (LOGITS_BYTES / (4 * vocab)).clamp(8, 512);
     let (mut losses, mut gradients) = (Vec::new(), Vec::new());
     for first in (0..positions).step_by(at_once) {

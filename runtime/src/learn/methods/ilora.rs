@@ -5,7 +5,7 @@ use mynah_models::adapter::Adapter;
 use mynah_models::{ComputeError, Stop};
 use serde::{Deserialize, Serialize};
 
-use super::{ContinualMethod, Loss, MicroBatch, Moment, SettingError, Source, cross_entropy, replay_loss};
+use super::{ContinualMethod, Loss, MicroBatch, Moment, SettingError, cross_entropy, replay_loss};
 use crate::learn::learners::Learners;
 use crate::learn::loss::{ConsistencyForm, HiddenLayers, TokenScope, consistency_sum, consistency_terms, select};
 
@@ -58,7 +58,7 @@ pub struct Ilora {
     pub form: ConsistencyForm,
     /// Whose hidden states are compared; the mean over them counts. The logit form takes the last. Default: the last.
     pub layers: HiddenLayers,
-    /// Where it is compared. Default: everywhere but on padding.
+    /// Where it is compared. Default: everywhere.
     pub scope: TokenScope,
     /// Replayed examples per new one. Default 1.
     pub replay_ratio: f64,
@@ -92,14 +92,15 @@ impl Ilora {
         fast: &[Tensor<2>],
         slow: &[Tensor<2>],
     ) -> Tensor<1> {
-        let positions = self.scope.positions(&micro.batch);
+        let positions = self.scope.positions(micro);
+        let among_replayed: Vec<usize> = positions.iter().map(|position| position - micro.new_tokens()).collect();
         let positions_of_step = match self.scope {
-            TokenScope::All => micro.step.replayed_real,
+            TokenScope::All => micro.step.replayed_tokens,
             TokenScope::Answer => micro.step.replayed_positions,
         };
         let terms = consistency_terms(self.form, positions_of_step, fast[0].dims()[1]) * fast.len();
         let sums = fast.iter().zip(slow).map(|(fast, slow)| {
-            consistency_sum(self.form, learners.model(), select(fast, positions), select(slow, positions))
+            consistency_sum(self.form, learners.model(), select(fast, &positions), select(slow, &among_replayed))
         });
         Tensor::cat(sums.collect(), 0).sum() / terms as f64
     }
@@ -160,16 +161,16 @@ impl ContinualMethod for Ilora {
         micro: &MicroBatch,
         stop: &'s Stop,
     ) -> Result<Loss<'s>, ComputeError> {
-        if self.gamma == 0.0 || micro.source == Source::New {
+        if self.gamma == 0.0 || micro.replayed.is_empty() {
             return replay_loss(learners, micro, stop);
         }
         if learners.are_equal() {
             let loss = replay_loss(learners, micro, stop)?;
-            return Ok(Loss { consistency: Some(loss.cross_entropy.zeros_like()), ..loss });
+            return Ok(Loss { consistency: Some(loss.total.clone().inner().zeros_like()), ..loss });
         }
         let depths = self.depths(learners);
         // The slow pass first: its activations are gone before those of the fast one are kept.
-        let slow = learners.slow(&micro.batch, &depths, stop)?;
+        let slow = learners.slow(&depths, micro.replayed.clone(), stop)?;
         let fast = learners.fast(&micro.batch, &depths, stop)?;
         let consistency = self.consistency(learners, micro, fast.hidden(), &slow);
         let loss = cross_entropy(learners, micro, fast, stop)?;

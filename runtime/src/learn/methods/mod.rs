@@ -6,6 +6,8 @@ mod er;
 mod ilora;
 mod sequential;
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 use mynah_models::adapter::Adapter;
 use mynah_models::{ComputeError, Stop, Tape};
@@ -15,9 +17,10 @@ pub use er::Er;
 pub use ilora::{Cadence, Ilora, Retention};
 pub use sequential::Sequential;
 
-use super::batch::Batch;
+use super::batch::{Batch, Row};
 use super::learners::Learners;
 use super::loss::HiddenLayers;
+use super::trainer::StepRows;
 
 /// A setting of learning that is out of its range.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -48,51 +51,46 @@ impl SettingError {
     }
 }
 
-/// Where the examples of a micro-batch come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// What the run is to learn.
-    New,
-    /// The memory of earlier runs.
-    Replayed,
-}
-
 /// A part of a step's examples, as much as is computed at once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MicroBatch {
-    /// Where its rows come from; all from one place.
-    pub source: Source,
-    /// The rows.
+    /// The rows: what the run is to learn, then what the memory of earlier runs gives.
     pub batch: Batch,
+    /// How many of its scored positions are of new rows; the others are of replayed ones.
+    pub new_positions: usize,
+    /// Which of the step's replayed tokens are in it; its last tokens.
+    pub replayed: Range<usize>,
     /// What the whole step has.
     pub step: StepTotals,
 }
 
-/// Counts over all micro-batches of a step: the divisors of its means.
+impl MicroBatch {
+    /// Tokens of its new rows.
+    pub fn new_tokens(&self) -> usize {
+        self.batch.tokens.ids().len() - self.replayed.len()
+    }
+}
+
+/// Counts over a whole step: the divisors of its means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StepTotals {
     /// Scored positions of the new rows.
     pub new_positions: usize,
     /// Scored positions of the replayed rows; 0 where nothing is replayed.
     pub replayed_positions: usize,
-    /// Positions of the replayed rows that are no padding.
-    pub replayed_real: usize,
+    /// Tokens of the replayed rows.
+    pub replayed_tokens: usize,
 }
 
 impl StepTotals {
-    /// Counts `batches`.
-    pub fn of<'a>(batches: impl IntoIterator<Item = (Source, &'a Batch)>) -> Self {
-        let mut totals = Self::default();
-        for (source, batch) in batches {
-            match source {
-                Source::New => totals.new_positions += batch.positions.len(),
-                Source::Replayed => {
-                    totals.replayed_positions += batch.positions.len();
-                    totals.replayed_real += batch.real.len();
-                }
-            }
+    /// Counts the rows of a step.
+    pub fn of(rows: &StepRows<'_>) -> Self {
+        let scored = |rows: &[Row<'_>]| rows.iter().map(|row| row.scored().len()).sum();
+        Self {
+            new_positions: scored(&rows.new),
+            replayed_positions: scored(&rows.replayed),
+            replayed_tokens: rows.replayed.iter().map(|row| row.tokens.len()).sum(),
         }
-        totals
     }
 }
 
@@ -103,8 +101,10 @@ pub struct Loss<'a> {
     pub tape: Tape<'a>,
     /// The share of the loss to go backwards from, `[1]`.
     pub total: Tensor<1>,
-    /// The share of the mean cross entropy of its source, `[1]`, before weighting.
-    pub cross_entropy: Tensor<1>,
+    /// The share of the mean cross entropy of the new rows, `[1]`, before weighting, where it has any.
+    pub cross_entropy: Option<Tensor<1>>,
+    /// The same of the replayed rows.
+    pub replayed_cross_entropy: Option<Tensor<1>>,
     /// The share of the mean consistency, `[1]`, before weighting, where the method has one.
     pub consistency: Option<Tensor<1>>,
 }
@@ -174,14 +174,19 @@ pub(crate) fn cross_entropy<'s>(
 ) -> Result<Loss<'s>, ComputeError> {
     let hidden = &tape.hidden()[tape.hidden().len() - 1];
     let StepTotals { new_positions, replayed_positions, .. } = micro.step;
-    let weight = if new_positions > 0 && replayed_positions > 0 { 0.5 } else { 1.0 };
-    let positions = match micro.source {
-        Source::New => new_positions,
-        Source::Replayed => replayed_positions,
+    let nll = learners.nll(hidden, &micro.batch, stop)?;
+    let mean = |positions: Range<usize>, of_step: usize| {
+        (!positions.is_empty()).then(|| nll.clone().slice([positions]).sum() / of_step as f64)
     };
-    let cross_entropy = learners.nll_sum(hidden, &micro.batch, stop)? / positions as f64;
-    let total = cross_entropy.clone() * weight;
-    Ok(Loss { tape, total, cross_entropy: cross_entropy.inner(), consistency: None })
+    let cross_entropy = mean(0..micro.new_positions, new_positions);
+    let replayed_cross_entropy = mean(micro.new_positions..micro.batch.positions.len(), replayed_positions);
+    let weight = if new_positions > 0 && replayed_positions > 0 { 0.5 } else { 1.0 };
+    let total = [&cross_entropy, &replayed_cross_entropy].into_iter().flatten().cloned().reduce(|sum, part| sum + part);
+    // A part of a step in which nothing is scored.
+    let total = total.unwrap_or_else(|| hidden.clone().slice([0..1, 0..1]).reshape([1]) * 0.0) * weight;
+    let [cross_entropy, replayed_cross_entropy] =
+        [cross_entropy, replayed_cross_entropy].map(|term| term.map(Tensor::inner));
+    Ok(Loss { tape, total, cross_entropy, replayed_cross_entropy, consistency: None })
 }
 
 /// The methods there are, with their settings.

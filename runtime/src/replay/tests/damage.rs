@@ -4,7 +4,7 @@ use super::*;
 
 /// Fills a log and returns its flash and what it holds.
 fn filled(batches: u64) -> (SimFlash<8, 512>, Vec<Example>) {
-    let (mut log, _) = open(SimFlash::<8, 512>::new(8), 1);
+    let (mut log, _) = open(SimFlash::<8, 512>::new(12), 1);
     let mut stored = Vec::new();
     for at in 0..batches {
         let batch = [example(2 * at), example(2 * at + 1)];
@@ -28,7 +28,7 @@ fn a_flipped_bit_costs_the_last_batch_at_most_and_is_reported() {
     let (flash, stored) = filled(20);
     let (log, _) = open(flash.clone(), 1);
     let used_bytes = flash.image().iter().rposition(|&byte| byte != 0xFF).unwrap();
-    let last_frame_at = log.index.entries().last().unwrap().frame_at as usize;
+    let last_frame_at = log.index.iter().last().unwrap().frame_at as usize;
     for bit in 0..flash.image().len() * 8 {
         let mut flipped = flash.clone();
         flipped.flip_bit(bit);
@@ -51,7 +51,7 @@ fn a_flipped_bit_costs_the_last_batch_at_most_and_is_reported() {
 fn what_is_lost_is_counted_and_its_ids_are_not_given_out_again() {
     let (flash, stored) = filled(20);
     let image = flash.image().to_vec();
-    let last_frame_at = open(flash, 1).0.index.entries()[39].frame_at as usize;
+    let last_frame_at = open(flash, 1).0.index.get(40).unwrap().frame_at as usize;
     let last_segment_at = last_frame_at / 512 * 512;
     assert!(last_frame_at > last_segment_at + 96, "a frame stands before it");
     let destroyed =
@@ -163,7 +163,7 @@ fn check_mangled(flash: &SimFlash<8, 512>, stored: &[Example], seed: u64) {
 fn more_than_a_flipped_bit_in_an_open_log_is_an_error_that_names_the_record() {
     let (mut flash, stored) = filled(3);
     let (log, _) = ReplayLog::open(&mut flash, &config(1)).unwrap();
-    let frame_at = log.index.entries()[2].frame_at;
+    let frame_at = log.index.get(3).unwrap().frame_at;
     drop(log);
     let (mut log, _) = open(flash, 1);
     log.medium.flip_bit((frame_at as usize + 30) * 8);
@@ -190,7 +190,7 @@ fn a_frame_from_an_earlier_use_of_its_place_never_joins_the_log() {
         let same_size = |seed: u64| Example::new(&[7], &[seed as u32], 2, "t", 5).unwrap();
         log.append(&[same_size(first)]).unwrap();
         log.append(&[same_size(first + 1)]).unwrap();
-        let second_at = log.index.entries()[1].frame_at as usize;
+        let second_at = log.index.get(2).unwrap().frame_at as usize;
         (log.into_medium().image().to_vec(), second_at)
     };
     let (old, old_at) = write(10);
@@ -208,7 +208,7 @@ fn a_frame_with_a_wrong_id_never_joins_the_log() {
     use crate::replay::segment::FrameHeader;
     let (mut log, _) = open(SimFlash::<8, 512>::new(2), 1);
     log.append(&[example(1)]).unwrap();
-    let frame_at = log.index.entries()[0].frame_at as usize;
+    let frame_at = log.index.get(1).unwrap().frame_at as usize;
     let end = log.bytes() as usize;
     let mut image = log.into_medium().image().to_vec();
     let (first, payload) = FrameHeader::parse(&image[frame_at..]).unwrap();
@@ -265,7 +265,7 @@ fn random_images_never_panic() {
 /// Headers and frames whose checksums are right and whose contents are not.
 #[test]
 fn crafted_images_never_panic() {
-    use crate::replay::segment::{FrameHeader, SegmentHeader};
+    use crate::replay::segment::{FrameHeader, Moved, SegmentHeader};
     for seed in 0..20_000_u64 {
         let noise = |nth: u64| mix(seed ^ mix(nth));
         let small_or_huge = |nth: u64| match noise(nth) % 4 {
@@ -276,6 +276,7 @@ fn crafted_images_never_panic() {
         let mut image = flash.image().to_vec();
         for slot in 0..4_u64 {
             let header = SegmentHeader {
+                version: 1 + (noise(slot + 30) % 2) as u16,
                 word_bytes: 8,
                 segment_bytes: 512,
                 sequence: small_or_huge(slot),
@@ -283,9 +284,14 @@ fn crafted_images_never_panic() {
                 first_id: small_or_huge(slot + 4),
                 chain: noise(slot) as u32 % 2,
                 tokenizer_digest: DIGEST,
+                first_crc: 0,
+                moved: (noise(slot + 31) % 3 == 0).then(|| Moved {
+                    until_id: small_or_huge(slot + 32),
+                    chain: noise(slot) as u32 % 2,
+                    last_crc: 0,
+                }),
+                seal: None,
             };
-            let base = slot as usize * 512;
-            image[base..base + 96].copy_from_slice(&header.encode());
             let payload: Vec<u8> = (0..noise(slot + 8) % 200).map(|at| (noise(at + 100) % 4) as u8).collect();
             let mut frame = FrameHeader {
                 codec: (noise(slot + 12) % 4 == 0) as u8,
@@ -298,8 +304,12 @@ fn crafted_images_never_panic() {
             let mut digest = frame.start_crc();
             digest.update(&payload);
             frame.crc = digest.finalize();
-            image[base + 96..base + 120].copy_from_slice(&frame.encode());
-            image[base + 120..base + 120 + payload.len()].copy_from_slice(&payload);
+            let header = SegmentHeader { first_crc: frame.crc, ..header };
+            let base = slot as usize * 512;
+            let frames_at = base + header.len_bytes();
+            image[base..frames_at].copy_from_slice(&header.encode()[..header.len_bytes()]);
+            image[frames_at..frames_at + 24].copy_from_slice(&frame.encode());
+            image[frames_at + 24..frames_at + 24 + payload.len()].copy_from_slice(&payload);
         }
         flash = SimFlash::from_image(image);
         if let Ok((mut log, _)) = ReplayLog::open(flash, &config(1)) {

@@ -1,0 +1,702 @@
+//! Compaction: live records are copied out of segments, the copies are synced, and only then the segments are erased.
+//!
+//! A copy answers for a stretch of ids in the place of what it was copied from, with a higher sequence. So a cut leaves
+//! the old segments, or both, or the copy, and recovery takes the newest that is whole. One free segment is enough: each
+//! copy that is written sets free at least one segment, or is not written.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use zeroize::Zeroizing;
+
+use super::append::finish_frame;
+use super::batch::{Batch, Item, TableRef};
+use super::codec::{TokenStatistics, TokenTable};
+use super::coding::InForce;
+use super::config::{Compact, CompactReport, Eviction};
+use super::error::ReplayError;
+use super::frame::{Opened, StoredFrame};
+use super::log::{ReplayLog, item};
+use super::recover::{Segment, Slot};
+use super::repair::repair_frame;
+use super::score::Score;
+use super::seal::Sealer;
+use super::segment::{FORMAT_VERSION, FrameHeader, Moved, SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::example::{Example, ExampleId};
+use crate::storage::Medium;
+
+/// Copied frames hold fewer records than an append may bring, so that reading one is cheap.
+const MOVED_RECORDS: usize = 64;
+const MOVED_TOKENS: usize = 2048;
+/// [`Compact::Wasteful`] rewrites segments of which at most this share is live, in percent.
+const WASTEFUL_PERCENT: u64 = 75;
+/// A segment is moved from its place when another place was erased this many times more.
+const WEAR_SPREAD: u32 = 64;
+/// What an eviction frees at least, as a part of all.
+const EVICTED_PART: u64 = 16;
+
+/// How segments are rewritten.
+#[derive(Clone, Copy, Default)]
+struct Rewrite<'a> {
+    /// Live records that are dropped, ascending.
+    omitted: &'a [u64],
+    /// What is copied is not expected to change: it goes where most erases were.
+    is_cold: bool,
+}
+
+/// What is copied of one id.
+struct Event {
+    id: u64,
+    example: Option<(Example, Score, u32)>,
+    /// Removals that stood in the same frame and are still needed.
+    removed: Vec<u64>,
+}
+
+/// A frame that events were taken from, to link to it.
+struct Mark {
+    first_id: u64,
+    crc: u32,
+    /// What it links to.
+    before: u32,
+}
+
+/// The events of a stretch of ids.
+struct Gathered {
+    events: Vec<Event>,
+    marks: Vec<Mark>,
+    until_id: u64,
+    end_chain: u32,
+}
+
+/// Events coded for one segment.
+struct Packed {
+    frames: Vec<PackedFrame>,
+    /// How many of the events.
+    events: usize,
+    /// Offset after the last frame.
+    end: u32,
+}
+
+struct PackedFrame {
+    first_id: u64,
+    span: u16,
+    /// Positions among the items.
+    items: Range<usize>,
+    removed: Vec<u64>,
+    payload: Zeroizing<Vec<u8>>,
+    /// Offset in the segment.
+    at: u32,
+}
+
+/// The table that a copy is coded with.
+#[derive(Clone, Copy)]
+enum CopyTable<'a> {
+    Untrained(&'a TokenTable),
+    Own(&'a TokenTable, &'a [u8]),
+}
+
+impl<M: Medium> ReplayLog<M> {
+    /// Rewrites segments to get back the room of removed records, or to be rid of their bytes. Ids stay. What is staged
+    /// is flushed first. Token tables are made anew from what is copied, so the log may shrink even if nothing was removed.
+    ///
+    /// A power cut in the middle loses nothing; `Holding` is then called again.
+    ///
+    /// # Errors
+    /// [`ReplayError::Full`] if no free segment is left to copy to; [`ReplayError::Damaged`] if a live record in a segment
+    /// that was to be rewritten cannot be read; [`ReplayError::WriteFailed`]; [`ReplayError::Medium`].
+    pub fn compact(&mut self, what: Compact<'_>) -> Result<CompactReport, ReplayError<M::Error>> {
+        self.flush()?;
+        let mut report = CompactReport { bytes_before: self.used_bytes, ..CompactReport::default() };
+        match what {
+            Compact::All => {
+                self.rewrite(1..self.end_id, Rewrite::default(), &mut report)?;
+            }
+            Compact::Wasteful => {
+                while let Some(ids) = self.wasteful_run(WASTEFUL_PERCENT) {
+                    let before = self.segments.len();
+                    self.rewrite(ids, Rewrite::default(), &mut report)?;
+                    if self.segments.len() >= before {
+                        break;
+                    }
+                }
+            }
+            Compact::Holding(ids) => self.erase_bytes_of(ids, &mut report)?,
+        }
+        self.level_wear(&mut report)?;
+        report.bytes_after = self.used_bytes;
+        Ok(report)
+    }
+
+    /// Compacts, then evicts, until `segments` can be started.
+    pub(super) fn make_room(&mut self, segments: u32, needed_bytes: u64) -> Result<(), ReplayError<M::Error>> {
+        let mut report = CompactReport::default();
+        while self.room_segments() < segments {
+            let before = self.room_segments();
+            if let Some(ids) = self.wasteful_run(100) {
+                self.rewrite(ids, Rewrite::default(), &mut report)?;
+            }
+            if self.room_segments() > before {
+                continue;
+            }
+            let Some(rule) = self.eviction.filter(|_| self.index.len() > 0) else {
+                return Err(self.full(needed_bytes));
+            };
+            self.evict(rule, &mut report)?;
+        }
+        self.level_wear(&mut report)
+    }
+
+    /// Drops records by rewriting their segments without them: for a log without room for a note of their removal.
+    pub(super) fn remove_by_compaction(&mut self, ids: &[u64]) -> Result<(), ReplayError<M::Error>> {
+        let mut report = CompactReport::default();
+        for &id in ids {
+            if self.index.get(id).is_some() {
+                let stretch = self.stretch_of(id);
+                self.rewrite(stretch, Rewrite { omitted: ids, is_cold: false }, &mut report)?;
+            }
+            if self.index.get(id).is_some() {
+                return Err(self.full(0));
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the records that `rule` names first, a sixteenth of the log or a segment's worth.
+    fn evict(&mut self, rule: Eviction, report: &mut CompactReport) -> Result<(), ReplayError<M::Error>> {
+        let mut candidates: Vec<(Score, u64, u32)> =
+            self.index.iter().map(|entry| (entry.score, entry.id, u32::from(entry.tokens))).collect();
+        if rule == Eviction::LowestScore {
+            candidates.sort_unstable();
+        }
+        let tokens: u64 = self.index.tokens() + candidates.len() as u64;
+        let segments = self.segments.len().max(1) as u64;
+        let mut wanted = (tokens / EVICTED_PART).max(2 * tokens / segments);
+        let mut evicted = Vec::new();
+        for (_, id, tokens) in candidates {
+            evicted.push(id);
+            wanted = wanted.saturating_sub(u64::from(tokens) + 1);
+            if wanted == 0 {
+                break;
+            }
+        }
+        evicted.sort_unstable();
+        let (Some(&first), Some(&last)) = (evicted.first(), evicted.last()) else {
+            return Ok(());
+        };
+        let ids = self.stretch_of(first).start..self.stretch_of(last).end;
+        let before = self.index.len();
+        self.rewrite(ids, Rewrite { omitted: &evicted, is_cold: false }, report)?;
+        match self.index.len() < before {
+            true => Ok(()),
+            false => Err(self.full(0)),
+        }
+    }
+
+    /// Erases every segment that holds a copy of one of `ids`, live ones moved, and all that is not part of the log.
+    fn erase_bytes_of(&mut self, ids: &[ExampleId], report: &mut CompactReport) -> Result<(), ReplayError<M::Error>> {
+        let is_left = |slot: &Slot| matches!(slot, Slot::Remains | Slot::Orphan | Slot::Damaged);
+        let left: Vec<u32> = (0..).zip(&self.slots).filter(|(_, slot)| is_left(slot)).map(|(at, _)| at).collect();
+        if !left.is_empty() {
+            self.erase(&left)?;
+            report.segments_freed += left.len() as u32;
+        }
+        let mut at = 0;
+        while at < self.segments.len() {
+            let segment = self.segments[at];
+            let stretch = segment.from_id..self.until_id(at);
+            let is_asked = |id: &ExampleId| (segment.held_from_id..stretch.end).contains(&id.0);
+            let asked: Vec<u64> = ids.iter().filter(|id| is_asked(id)).map(|id| id.0).collect();
+            let holds =
+                segment.has_remains || !asked.is_empty() && self.ids_in(&segment)?.iter().any(|id| asked.contains(id));
+            if holds {
+                let until_id = stretch.end;
+                if !self.rewrite(stretch, Rewrite::default(), report)? {
+                    return Err(self.full(u64::from(self.geometry.segment_bytes)));
+                }
+                at = self.segments.partition_point(|segment| segment.from_id < until_id).max(at + 1);
+            } else {
+                at += 1;
+            }
+        }
+        // Interrupted starts leave their bytes behind an erased header.
+        Ok(())
+    }
+
+    /// The stretch of ids that the segment which answers for `id` answers for.
+    fn stretch_of(&self, id: u64) -> Range<u64> {
+        let at = self.segments.partition_point(|segment| segment.from_id <= id).saturating_sub(1);
+        self.segments[at].from_id..self.until_id(at)
+    }
+
+    /// The id after the last one that the segment at this position answers for.
+    fn until_id(&self, at: usize) -> u64 {
+        self.segments.get(at + 1).map_or(self.end_id, |next| next.from_id)
+    }
+
+    /// The cheapest run of segments that takes a segment less when it is rewritten, if its live share is at most
+    /// `percent`. The active segment is left alone.
+    fn wasteful_run(&self, percent: u64) -> Option<Range<u64>> {
+        let capacity = u64::from(self.geometry.frames_end()) - SEGMENT_HEADER_BYTES as u64;
+        let closed = self.segments.len() - usize::from(self.active.is_some());
+        let live = |segment: &Segment| {
+            let frames = segment.used_bytes - segment.header_bytes() as u32;
+            u64::from(self.live_bytes(segment.slot, frames))
+        };
+        let live: Vec<u64> = self.segments[..closed].iter().map(live).collect();
+        let mut best: Option<(u64, Range<usize>)> = None;
+        for from in 0..closed {
+            let mut sum = 0;
+            for (to, live) in live.iter().enumerate().skip(from) {
+                sum += live;
+                let count = (to - from + 1) as u64;
+                // A segment is filled to a frame's length below its end, estimated as a sixteenth.
+                let written = (sum + sum / 16).div_ceil(capacity).max(1);
+                if best.as_ref().is_some_and(|(least, _)| sum >= *least) {
+                    break;
+                }
+                if written < count && sum * 100 <= percent * count * capacity {
+                    best = Some((sum, from..to + 1));
+                    break;
+                }
+            }
+        }
+        best.map(|(_, run)| self.segments[run.start].from_id..self.until_id(run.end - 1))
+    }
+
+    /// Copies what is live of these ids and erases the segments that held them. `false` if a part was
+    /// left as it is because its copy would have freed nothing.
+    fn rewrite(
+        &mut self,
+        ids: Range<u64>,
+        how: Rewrite<'_>,
+        report: &mut CompactReport,
+    ) -> Result<bool, ReplayError<M::Error>> {
+        let mut is_all = true;
+        let mut from_id = ids.start;
+        while from_id < ids.end {
+            let at = self.segments.partition_point(|segment| segment.from_id <= from_id).saturating_sub(1);
+            let segment_until = self.until_id(at);
+            let gathered = self.gather(at, ids.end, how.omitted)?;
+            let items = items_of(&gathered.events);
+            let packed = self.pack(&gathered.events, &items);
+            let (until_id, end_chain) = gathered.end_after(packed.events);
+            if until_id < segment_until {
+                is_all = false;
+                from_id = segment_until;
+                continue;
+            }
+            let place = Segment { end_chain, ..self.place_of_copy(at) };
+            let copy = self.write_copy(place, until_id, how.is_cold, &packed, &items)?;
+            report.segments_written += 1;
+            report.records_moved += packed.frames.iter().map(|frame| frame.items.len() as u64).sum::<u64>();
+            // What was not copied is gone with its segment.
+            how.omitted
+                .iter()
+                .filter(|&&id| (from_id..until_id).contains(&id))
+                .for_each(|&id| _ = self.drop_record(id));
+            self.replace(at, until_id, copy, report)?;
+            from_id = until_id;
+        }
+        Ok(is_all)
+    }
+
+    /// Reads what is live from the segment at this position on, about two segments' worth, up to `until_id`.
+    fn gather(&mut self, at: usize, until_id: u64, omitted: &[u64]) -> Result<Gathered, ReplayError<M::Error>> {
+        let from_id = self.segments[at].from_id;
+        let enough = 2 * u64::from(self.geometry.segment_bytes);
+        let mut gathered = Gathered { events: Vec::new(), marks: Vec::new(), until_id: from_id, end_chain: 0 };
+        let mut live_bytes = 0;
+        for at in at..self.segments.len() {
+            if gathered.until_id >= until_id || live_bytes >= enough {
+                break;
+            }
+            let segment = self.segments[at];
+            live_bytes += u64::from(self.live_bytes(segment.slot, segment.used_bytes));
+            self.gather_segment(&segment, omitted, &mut gathered)?;
+            gathered.until_id = self.until_id(at);
+            gathered.end_chain = segment.end_chain;
+        }
+        self.drop_needless_removals(&mut gathered.events)?;
+        Ok(gathered)
+    }
+
+    fn gather_segment(
+        &mut self,
+        segment: &Segment,
+        omitted: &[u64],
+        gathered: &mut Gathered,
+    ) -> Result<(), ReplayError<M::Error>> {
+        let base = self.geometry.base(segment.slot);
+        let mut before = None;
+        for (offset, stored) in self.frames_of(segment)? {
+            let frame = stored.header;
+            let end_id = frame.first_id + u64::from(frame.records);
+            let before = before.replace(frame.crc).unwrap_or(segment.chain);
+            if end_id <= segment.from_id {
+                continue;
+            }
+            gathered.marks.push(Mark { first_id: frame.first_id, crc: frame.crc, before });
+            let frame_at = base + offset;
+            let opened = stored.open(segment.seal, segment.sequence, self.sealer.as_ref());
+            let removed = opened.as_ref().and_then(Opened::heads).map_or(Vec::new(), |(heads, _)| heads.removed);
+            let known = opened.as_ref().and_then(Opened::heads).map_or(Vec::new(), |(heads, _)| {
+                heads.examples.iter().map(|head| (head.score, head.replays)).collect::<Vec<_>>()
+            });
+            let first_event = gathered.events.len();
+            let wanted: Vec<u64> = self
+                .index
+                .range(frame.first_id..end_id)
+                .filter(|entry| entry.frame_at == frame_at)
+                .map(|e| e.id)
+                .collect();
+            let mut found = Vec::new();
+            if !wanted.is_empty() {
+                self.decode_frame(frame_at, &mut |nth, decoded| {
+                    if let Ok((id, example)) = decoded {
+                        found.push((id, example, known.get(nth).copied().unwrap_or_default()));
+                    }
+                    true
+                })?;
+            }
+            found.retain(|(id, ..)| wanted.binary_search(id).is_ok());
+            if found.len() < wanted.len() {
+                let is_missing = |id: &&u64| found.iter().all(|(found, ..)| found != *id);
+                let id = ExampleId(wanted.iter().find(is_missing).copied().unwrap_or(frame.first_id));
+                return Err(ReplayError::Damaged { id, offset: frame_at });
+            }
+            for (id, example, (score, replays)) in found {
+                if omitted.binary_search(&id).is_err() {
+                    gathered.events.push(Event { id, example: Some((example, score, replays)), removed: Vec::new() });
+                }
+            }
+            match gathered.events.get_mut(first_event) {
+                _ if removed.is_empty() => {}
+                Some(event) => event.removed = removed,
+                None => {
+                    let id = frame.first_id.max(segment.from_id);
+                    gathered.events.push(Event { id, example: None, removed });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops removals whose record is in no segment any more, and cannot come back even if a sync lied: then a segment that
+    /// was there when the log was opened does without it.
+    fn drop_needless_removals(&mut self, events: &mut Vec<Event>) -> Result<(), ReplayError<M::Error>> {
+        let is_write_through = self.medium.is_write_through();
+        let has_remains = self.slots.contains(&Slot::Remains);
+        if has_remains || self.has_stale && !is_write_through {
+            return Ok(());
+        }
+        let mut ids: Vec<u64> = events.iter().flat_map(|event| event.removed.iter().copied()).collect();
+        ids.sort_unstable();
+        let mut needless = Vec::new();
+        let mut rest = &ids[..];
+        while let Some(&id) = rest.first() {
+            let stretch = self.stretch_of(id);
+            let (here, later) = rest.split_at(rest.partition_point(|&id| id < stretch.end).max(1));
+            rest = later;
+            let at = self.segments.partition_point(|segment| segment.from_id <= id).saturating_sub(1);
+            let segment = self.segments[at];
+            if is_write_through || segment.sequence <= self.durable_sequence {
+                let held = self.ids_in(&segment)?;
+                needless.extend(here.iter().filter(|id| held.binary_search(id).is_err()));
+            }
+        }
+        for event in events.iter_mut() {
+            event.removed.retain(|id| needless.binary_search(id).is_err());
+        }
+        events.retain(|event| event.example.is_some() || !event.removed.is_empty());
+        Ok(())
+    }
+
+    /// Ids of all examples in the bytes of a segment, removed and replaced ones included, ascending.
+    pub(super) fn ids_in(&mut self, segment: &Segment) -> Result<Vec<u64>, ReplayError<M::Error>> {
+        let mut ids = Vec::new();
+        for (_, frame) in self.frames_of(segment)? {
+            let opened = frame.open(segment.seal, segment.sequence, self.sealer.as_ref());
+            if let Some((heads, _)) = opened.as_ref().and_then(Opened::heads) {
+                ids.extend(heads.examples.iter().map(|head| head.id));
+            }
+        }
+        Ok(ids)
+    }
+
+    /// The frames of a segment and their offsets in it.
+    pub(super) fn frames_of(&mut self, segment: &Segment) -> Result<Vec<(u32, StoredFrame)>, ReplayError<M::Error>> {
+        let mut bytes = alloc::vec![0; segment.used_bytes.next_multiple_of(self.geometry.word_bytes) as usize];
+        let doing = "read a segment";
+        let base = self.geometry.base(segment.slot);
+        let read = self.medium.read(base, &mut bytes);
+        read.map_err(|source| ReplayError::Medium { doing, source })?;
+        let mut frames = Vec::new();
+        let mut at = segment.header_bytes();
+        while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+            let repaired;
+            let parsed = match FrameHeader::parse(rest) {
+                Some(parsed) => Some(parsed),
+                None => {
+                    repaired = repair_frame(rest);
+                    repaired.as_deref().and_then(FrameHeader::parse)
+                }
+            };
+            let Some((frame, payload)) = parsed else {
+                let offset = base + at as u32;
+                let id = self.index.iter().find(|entry| entry.frame_at >= offset).map_or(segment.from_id, |e| e.id);
+                return Err(ReplayError::Damaged { id: ExampleId(id), offset });
+            };
+            frames.push((at as u32, StoredFrame { header: frame, payload: payload.to_vec() }));
+            at += self.geometry.frame_bytes(frame.payload_bytes) as usize;
+        }
+        Ok(frames)
+    }
+
+    /// Codes as many events as fit a segment, with a table of their own if that makes it more, or smaller.
+    fn pack(&self, events: &[Event], items: &[Item<'_>]) -> Packed {
+        let mut statistics = TokenStatistics::default();
+        items.iter().for_each(|item| statistics.add(item.tokens));
+        let table = statistics.table();
+        let table_bytes = table.to_bytes();
+        let plain = self.pack_with(events, items, CopyTable::Untrained(&TokenTable::untrained()));
+        let tabled = self.pack_with(events, items, CopyTable::Own(&table, &table_bytes));
+        let is_better = (tabled.events, plain.end) > (plain.events, tabled.end);
+        if is_better { tabled } else { plain }
+    }
+
+    fn pack_with(&self, events: &[Event], items: &[Item<'_>], table: CopyTable<'_>) -> Packed {
+        let mut packed = Packed { frames: Vec::new(), events: 0, end: SEGMENT_HEADER_BYTES as u32 };
+        let mut item_at = 0;
+        let mut count = batch_len(events);
+        while let Some(now) =
+            events.get(packed.events..).and_then(|rest| rest.get(..count)).filter(|now| !now.is_empty())
+        {
+            let next = events.get(packed.events + count);
+            let (first_id, last_id) = (now[0].id, now[count - 1].id);
+            let Ok(span) = u16::try_from(next.map_or(last_id + 1, |next| next.id) - first_id) else {
+                // Frames follow each other without gaps, and one answers for 65,535 ids at most.
+                match count {
+                    1 => return self.pack_last(packed, now, item_at, items, table),
+                    _ => count /= 2,
+                }
+                continue;
+            };
+            let item_count = now.iter().filter(|event| event.example.is_some()).count();
+            let frame = self.pack_frame(&packed, now, item_at..item_at + item_count, span, items, table);
+            match frame {
+                Some((frame, end)) => {
+                    packed.frames.push(frame);
+                    packed.end = end;
+                    packed.events += count;
+                    item_at += item_count;
+                    count = batch_len(&events[packed.events..]);
+                }
+                None if count > 1 => count /= 2,
+                None => break,
+            }
+        }
+        packed
+    }
+
+    /// Adds a frame for one event, the last because the next one's id is too far away.
+    fn pack_last(
+        &self,
+        mut packed: Packed,
+        now: &[Event],
+        item_at: usize,
+        items: &[Item<'_>],
+        table: CopyTable<'_>,
+    ) -> Packed {
+        let item_count = now.iter().filter(|event| event.example.is_some()).count();
+        if let Some((frame, end)) = self.pack_frame(&packed, now, item_at..item_at + item_count, 1, items, table) {
+            packed.frames.push(frame);
+            packed.end = end;
+            packed.events += now.len();
+        }
+        packed
+    }
+
+    /// One frame behind those that are packed, and the offset after it; `None` if it does not fit the segment.
+    fn pack_frame(
+        &self,
+        packed: &Packed,
+        events: &[Event],
+        range: Range<usize>,
+        span: u16,
+        items: &[Item<'_>],
+        table: CopyTable<'_>,
+    ) -> Option<(PackedFrame, u32)> {
+        let mut removed: Vec<u64> = events.iter().flat_map(|event| event.removed.iter().copied()).collect();
+        removed.sort_unstable();
+        removed.dedup();
+        let first_id = events.first()?.id;
+        let batch = Batch { first_id, span, items: &items[range.clone()], removed: &removed };
+        let back = packed.frames.first().map(|first| (packed.end - first.at) / self.geometry.word_bytes);
+        let payload = match (table, back) {
+            (CopyTable::Untrained(table), _) => batch.encode(TableRef::Untrained, table),
+            (CopyTable::Own(table, bytes), None) => batch.encode(TableRef::Inline(bytes), table),
+            (CopyTable::Own(table, _), Some(words)) => batch.encode(TableRef::Back(words), table),
+        };
+        let fits = payload.len() <= self.payload_room(self.geometry.frames_end() - packed.end);
+        let end = packed.end + self.frame_bytes(payload.len());
+        let payload = Zeroizing::new(payload);
+        fits.then_some((PackedFrame { first_id, span, items: range, removed, payload, at: packed.end }, end))
+    }
+
+    /// The segment that will answer in the place of the one at this position.
+    fn place_of_copy(&self, at: usize) -> Segment {
+        let replaced = self.segments[at];
+        Segment {
+            version: FORMAT_VERSION,
+            sequence: self.last_sequence + 1,
+            held_from_id: replaced.from_id,
+            seal: self.sealer.as_ref().map(Sealer::segment),
+            has_remains: false,
+            ..replaced
+        }
+    }
+
+    /// Writes and syncs a copy in the place of what `place` says, up to `until_id`, and lets the index know.
+    fn write_copy(
+        &mut self,
+        place: Segment,
+        until_id: u64,
+        is_cold: bool,
+        packed: &Packed,
+        items: &[Item<'_>],
+    ) -> Result<Segment, ReplayError<M::Error>> {
+        let Segment { from_id, chain, end_chain, .. } = place;
+        if self.free_segments() == 0 {
+            return Err(self.full(u64::from(packed.end)));
+        }
+        let mut header = SegmentHeader {
+            version: FORMAT_VERSION,
+            word_bytes: self.geometry.word_bytes,
+            segment_bytes: self.geometry.segment_bytes,
+            sequence: place.sequence,
+            end_id: from_id,
+            first_id: packed.frames.first().map_or(until_id, |frame| frame.first_id),
+            chain,
+            tokenizer_digest: self.tokenizer_digest,
+            first_crc: 0,
+            moved: Some(Moved { until_id, chain: end_chain, last_crc: 0 }),
+            seal: place.seal,
+        };
+        let mut image = alloc::vec![0xFF; packed.end as usize];
+        let mut link = header.crc();
+        for frame in &packed.frames {
+            let batch = frame.batch(items);
+            let (head, payload) =
+                finish_frame(&batch, &frame.payload, link, header.sequence, header.seal, &mut self.sealer);
+            let (start, body) = (frame.at as usize, frame.at as usize + head.encode().len());
+            image[start..body].copy_from_slice(&head.encode());
+            image[body..body + payload.len()].copy_from_slice(&payload);
+            link = head.crc;
+        }
+        header.moved = Some(Moved { until_id, chain: end_chain, last_crc: link });
+        image[..SEGMENT_HEADER_BYTES].copy_from_slice(&header.encode());
+
+        let slot = self.erased_slot(is_cold, u64::from(packed.end))?;
+        let base = self.geometry.base(slot);
+        let programmed = self.medium.write(base, &image);
+        self.or_full(programmed, u64::from(packed.end), "write a copy")?;
+        self.sync()?;
+        self.last_sequence += 1;
+        self.slots[slot as usize] = Slot::Used;
+        self.used_bytes += u64::from(packed.end);
+        for frame in &packed.frames {
+            self.relocate(base + frame.at, &items[frame.items.clone()]);
+            self.count_removals(base + frame.at, frame.removed.len());
+        }
+        Ok(Segment { slot, used_bytes: packed.end, ..place })
+    }
+
+    /// Puts `copy`, which answers up to `until_id`, in the place of the segments from this position on, and erases those.
+    fn replace(
+        &mut self,
+        at: usize,
+        until_id: u64,
+        copy: Segment,
+        report: &mut CompactReport,
+    ) -> Result<(), ReplayError<M::Error>> {
+        let mut end = at;
+        while end < self.segments.len() && self.until_id(end) <= until_id {
+            end += 1;
+        }
+        if let Some(rest) = self.segments.get_mut(end).filter(|rest| rest.from_id < until_id) {
+            (rest.from_id, rest.chain) = (until_id, copy.end_chain);
+        }
+        if end == self.segments.len() {
+            // The log goes on in a new segment.
+            self.active = None;
+            self.coding.iter_mut().for_each(|coding| coding.in_force = InForce::none());
+        }
+        let replaced: Vec<Segment> = self.segments.splice(at..end, [copy]).collect();
+        self.used_bytes -= replaced.iter().map(|segment| u64::from(segment.used_bytes)).sum::<u64>();
+        report.segments_freed += replaced.len() as u32;
+        let slots: Vec<u32> = replaced.iter().map(|segment| segment.slot).collect();
+        self.erase(&slots)
+    }
+
+    fn relocate(&mut self, frame_at: u32, items: &[Item<'_>]) {
+        for (nth, item) in items.iter().enumerate() {
+            let tokens = item.tokens.len() as u32;
+            self.release(item.id, tokens);
+            self.count_record(frame_at, tokens);
+            self.index.relocate(item.id, frame_at, nth as u16);
+        }
+    }
+
+    /// Moves a segment out of the place that was erased least, if another was erased much more often.
+    fn level_wear(&mut self, report: &mut CompactReport) -> Result<(), ReplayError<M::Error>> {
+        let closed = self.segments.len() - usize::from(self.active.is_some());
+        let wear_of = |segment: &Segment| self.wear[segment.slot as usize];
+        let least = self.segments[..closed].iter().enumerate().min_by_key(|(_, segment)| wear_of(segment));
+        let most = self.wear.iter().max().copied().unwrap_or(0);
+        match least {
+            Some((at, segment)) if most - wear_of(segment) > WEAR_SPREAD && self.free_segments() > 0 => {
+                let ids = segment.from_id..self.until_id(at);
+                self.rewrite(ids, Rewrite { is_cold: true, ..Rewrite::default() }, report).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Gathered {
+    /// Where a copy of the first `count` events ends, and what the log links to there.
+    fn end_after(&self, count: usize) -> (u64, u32) {
+        let Some(next) = self.events.get(count) else {
+            return (self.until_id, self.end_chain);
+        };
+        let mark = self.marks.partition_point(|mark| mark.first_id <= next.id).checked_sub(1);
+        let chain = mark.map(|at| &self.marks[at]).map_or(self.end_chain, |mark| match mark.first_id == next.id {
+            true => mark.before,
+            false => mark.crc,
+        });
+        (next.id, chain)
+    }
+}
+
+impl PackedFrame {
+    fn batch<'a>(&'a self, items: &'a [Item<'a>]) -> Batch<'a> {
+        let Self { first_id, span, removed, .. } = self;
+        Batch { first_id: *first_id, span: *span, items: &items[self.items.clone()], removed }
+    }
+}
+
+fn items_of(events: &[Event]) -> Vec<Item<'_>> {
+    let examples = events.iter().filter_map(|event| event.example.as_ref().map(|example| (event.id, example)));
+    examples.map(|(id, (example, score, replays))| Item { replays: *replays, ..item(id, example, *score) }).collect()
+}
+
+/// Events that may share a frame.
+fn batch_len(events: &[Event]) -> usize {
+    let mut tokens = 0;
+    let fits = |event: &&Event| {
+        tokens += event.example.as_ref().map_or(0, |(example, ..)| example.tokens().len()) + event.removed.len();
+        tokens <= MOVED_TOKENS
+    };
+    let count = events.iter().take(MOVED_RECORDS).take_while(fits).count();
+    count.max(events.len().min(1))
+}
