@@ -10,7 +10,7 @@ use mynah::learn::{
 use mynah::session::{Interaction, LearnRequest};
 use mynah::{Budget, DeviceChoice, Learner, Session};
 use mynah_models::adapter::{Adapter, LoraConfig};
-use mynah_models::{ComputeDevice, ComputeError, Model, Stop, TokenBatch};
+use mynah_models::{ComputeDevice, ComputeError, Model, Precision, Stop, TokenBatch};
 use mynah_tests::{skip, stories};
 
 /// Two devices sum in another order; AdamW's division lets what is left of it grow where gradients are near zero. In units
@@ -143,6 +143,10 @@ fn a_gpu_lost_at_any_of_fifty_launches_leaves_the_state_whole() {
     lose_at(50);
 }
 
+fn facts() -> [Interaction; 2] {
+    ["red", "blue"].map(|colour| Interaction::raw("colours", format!("A {colour} ball is"), colour))
+}
+
 #[test]
 fn a_session_learns_on_through_losses_and_changes_of_device() {
     let _alone = alone();
@@ -152,10 +156,10 @@ fn a_session_learns_on_through_losses_and_changes_of_device() {
     let learned = |disturb: &mut dyn FnMut(&mut Session, u64)| {
         let optimizer = OptimizerConfig { learning_rate: LEARNING_RATE, ..OptimizerConfig::default() };
         let trainer = TrainerConfig { optimizer, ..TrainerConfig::default() };
-        let mut session =
-            Session::builder(stories::gguf()).end_token(stories::END_TOKEN).trainer(trainer).open().unwrap();
-        let facts = ["red", "blue"].map(|colour| Interaction::raw("colours", format!("A {colour} ball is"), colour));
-        session.observe_batch(&facts).unwrap();
+        // A GPU computes in f32 whatever the precision, and is compared with the CPU.
+        let builder = Session::builder(stories::gguf()).end_token(stories::END_TOKEN).precision(Precision::Exact);
+        let mut session = builder.trainer(trainer).open().unwrap();
+        session.observe_batch(&facts()).unwrap();
         let request = LearnRequest { steps: Some(4), ..LearnRequest::default() };
         for step in 0..4 {
             disturb(&mut session, step);
@@ -176,6 +180,25 @@ fn a_session_learns_on_through_losses_and_changes_of_device() {
     });
     let far = apart(&calm, &disturbed);
     assert!(far < STEPS_APART, "{far} steps apart");
+}
+
+#[test]
+fn a_session_keeps_its_precision_on_every_device() {
+    let _alone = alone();
+    if gpu("the precision of a session that changes its device").is_none() {
+        return;
+    }
+    let builder = Session::builder(stories::gguf()).end_token(stories::END_TOKEN).precision(Precision::Fast);
+    let mut session = builder.open().unwrap();
+    session.observe_batch(&facts()).unwrap();
+    session.set_device(DeviceChoice::Gpu).unwrap();
+    assert_eq!(session.model().device().precision(), Precision::Fast);
+    session.model().device().wgpu().unwrap().device.destroy();
+    session.learn(&LearnRequest::default(), Budget::steps(1)).unwrap();
+    assert!(session.notice().is_some(), "the loss was not met");
+    assert_eq!(session.model().device().precision(), Precision::Fast);
+    session.set_device(DeviceChoice::Cpu).unwrap();
+    assert_eq!(session.model().device().precision(), Precision::Fast);
 }
 
 #[test]
