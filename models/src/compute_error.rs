@@ -61,7 +61,35 @@ pub enum ComputeError {
         /// Inputs in the model.
         expected_in: usize,
     },
-    /// The device failed: out of memory, lost, or a fault in its driver. Work on it since the last result is gone.
+    /// A tensor that the device has no buffer for.
+    #[error(
+        "{what} of {rows} x {cols} values take {bytes} bytes, the {device} binds at most {limit} at once: \
+         compute fewer tokens at a time, or on the CPU"
+    )]
+    TensorTooLarge {
+        /// The device in words.
+        device: String,
+        /// What the tensor holds.
+        what: &'static str,
+        /// Its rows.
+        rows: usize,
+        /// Its columns.
+        cols: usize,
+        /// Bytes that it takes.
+        bytes: u64,
+        /// Bytes of the largest buffer.
+        limit: u64,
+    },
+    /// The device is gone: reset by its driver, unplugged, or destroyed. Nothing computes on it again; the host's state is
+    /// whole, and the work can be repeated on another device.
+    #[error("the {device} was lost: {message}")]
+    DeviceLost {
+        /// The device in words.
+        device: String,
+        /// What its driver said.
+        message: String,
+    },
+    /// The device failed: out of memory, or a fault in its driver. Work on it since the last result is gone.
     #[error("the {device} failed: {message}")]
     Device {
         /// The device in words.
@@ -75,4 +103,11 @@ pub enum ComputeError {
         /// Why not.
         reason: String,
     },
+}
+
+impl ComputeError {
+    /// Whether the device failed, so that the same work can succeed on another.
+    pub fn is_device_failure(&self) -> bool {
+        matches!(self, Self::Device { .. } | Self::DeviceLost { .. })
+    }
 }

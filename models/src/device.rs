@@ -1,10 +1,14 @@
 //! Where a model computes, chosen at run time.
 
 use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
+use burn::backend::ExecutionError;
 use burn::tensor::{Device, Tensor};
 
 use crate::compute_error::ComputeError;
+use crate::gpu_device::{self, Gpu};
 use crate::kernels::cpu::tiled;
 use crate::precision::Precision;
 
@@ -12,24 +16,35 @@ use crate::precision::Precision;
 #[derive(Clone)]
 pub struct ComputeDevice {
     burn: Device,
-    name: String,
-    is_gpu: bool,
+    gpu: Option<Arc<Gpu>>,
     precision: Precision,
+}
+
+/// What a GPU was asked to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GpuWork {
+    /// Kernels launched, burn's own included.
+    pub launches: u64,
+    /// Tensors read back: the host waits for each.
+    pub reads: u64,
+    /// How long each submission took, from its begin to the host's notice of its end; the last one's end is not waited for.
+    pub submissions: Vec<Duration>,
 }
 
 impl ComputeDevice {
     /// The CPU, on burn's `flex` backend and our kernels, computing exactly.
     pub fn cpu() -> Self {
-        Self { burn: Device::flex(), name: "CPU".to_owned(), is_gpu: false, precision: Precision::Exact }
+        Self { burn: Device::flex(), gpu: None, precision: Precision::Exact }
     }
 
-    /// The GPU that wgpu prefers.
+    /// The GPU that wgpu prefers. Every call gives the same one, until it is lost: then the next call opens another.
     ///
     /// # Errors
     /// [`ComputeError::NoGpu`] if there is none, or this build has no GPU support.
     pub fn gpu() -> Result<Self, ComputeError> {
-        let (burn, name) = crate::gpu_device::open()?;
-        Ok(Self { burn, name, is_gpu: true, precision: Precision::Exact })
+        let gpu = gpu_device::open()?;
+        Ok(Self { burn: gpu.burn().clone(), gpu: Some(gpu), precision: Precision::Exact })
     }
 
     /// The same device, computing with another precision. A GPU's stays f32.
@@ -44,17 +59,17 @@ impl ComputeDevice {
 
     /// Whether models that are loaded for this device have their weights repacked.
     pub(crate) fn computes_with_tiles(&self) -> bool {
-        self.precision == Precision::Fast && !self.is_gpu && tiled::is_available()
+        self.precision == Precision::Fast && !self.is_gpu() && tiled::is_available()
     }
 
     /// Whether this is a GPU.
     pub fn is_gpu(&self) -> bool {
-        self.is_gpu
+        self.gpu.is_some()
     }
 
     /// The device in words.
     pub fn name(&self) -> &str {
-        &self.name
+        self.gpu.as_ref().map_or("CPU", |gpu| gpu.name())
     }
 
     /// burn's handle, for tensors without gradients.
@@ -62,19 +77,83 @@ impl ComputeDevice {
         &self.burn
     }
 
+    /// wgpu's handles of a GPU, for an app that draws on the same device. Who destroys them makes the device a lost one.
+    #[cfg(feature = "gpu")]
+    pub fn wgpu(&self) -> Option<&burn::tensor::wgpu::WgpuSetup> {
+        self.gpu.as_ref().map(|gpu| gpu.setup())
+    }
+
+    /// Most bytes that one tensor may have; none where only memory sets a limit.
+    pub fn max_tensor_bytes(&self) -> Option<u64> {
+        self.gpu.as_ref().map(|gpu| gpu.max_buffer_bytes())
+    }
+
+    /// Refuses a tensor of `rows` × `cols` f32 that the device cannot bind: the driver would only say so when its values are
+    /// read.
+    ///
+    /// # Errors
+    /// [`ComputeError::TensorTooLarge`].
+    pub(crate) fn check_tensor(&self, what: &'static str, rows: usize, cols: usize) -> Result<(), ComputeError> {
+        let bytes = (rows as u64).saturating_mul(cols as u64).saturating_mul(size_of::<f32>() as u64);
+        match self.max_tensor_bytes() {
+            Some(limit) if bytes > limit => {
+                Err(ComputeError::TensorTooLarge { device: self.name().to_owned(), what, rows, cols, bytes, limit })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Does `work`, and counts what it asks of the GPU; nothing is counted on the CPU. Launches of the whole process count.
+    pub fn observed<R>(&self, work: impl FnOnce() -> R) -> (R, Option<GpuWork>) {
+        match &self.gpu {
+            Some(gpu) => {
+                let (result, observed) = gpu.observed(work);
+                (result, Some(observed))
+            }
+            None => (work(), None),
+        }
+    }
+
     /// Waits for everything submitted, and reads a tensor of f32 in row-major order.
     ///
     /// # Errors
-    /// [`ComputeError::Device`] if an operation that the tensor depends on failed.
+    /// [`ComputeError::DeviceLost`] if the device is gone, [`ComputeError::Device`] if an operation that the tensor depends
+    /// on failed.
     pub fn read<const D: usize>(&self, tensor: Tensor<D>) -> Result<Vec<f32>, ComputeError> {
-        let failed = |message: String| ComputeError::Device { device: self.name.clone(), message };
-        let data = tensor.try_into_data().map_err(|error| failed(error.to_string()))?;
-        data.try_into_vec().map_err(|error| failed(format!("{error:?}")))
+        if let Some(gpu) = &self.gpu {
+            gpu.count_read();
+        }
+        let data = tensor.try_into_data().map_err(|error| self.failed(error.to_string()))?;
+        // Storage is read as late as here.
+        let values = data.try_into_vec().map_err(|error| self.failed(format!("{error:?}")))?;
+        match self.gpu.as_ref().and_then(|gpu| gpu.fault()) {
+            Some(fault) => Err(self.lost(fault.to_owned())),
+            None => Ok(values),
+        }
+    }
+
+    /// The error of a read that failed: whatever it says, a lost device is found by asking it.
+    fn failed(&self, message: String) -> ComputeError {
+        if let Some(gpu) = &self.gpu {
+            gpu.settle();
+        }
+        match (self.burn.sync(), self.gpu.as_ref().and_then(|gpu| gpu.fault())) {
+            (_, Some(fault)) => self.lost(fault.to_owned()),
+            (Err(ExecutionError::DevicePoisoned { reason }), None) => self.lost(reason),
+            _ => ComputeError::Device { device: self.name().to_owned(), message },
+        }
+    }
+
+    fn lost(&self, message: String) -> ComputeError {
+        if let Some(gpu) = &self.gpu {
+            gpu.give_up(message.clone());
+        }
+        ComputeError::DeviceLost { device: self.name().to_owned(), message }
     }
 }
 
 impl fmt::Debug for ComputeDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ComputeDevice({})", self.name)
+        write!(f, "ComputeDevice({})", self.name())
     }
 }

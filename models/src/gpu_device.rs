@@ -1,27 +1,178 @@
-//! Opens the GPU through wgpu.
+//! Opens the GPU through wgpu, again after it was lost, and paces the work that it is given.
 
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use burn::tensor::Device;
-use burn::tensor::wgpu::WgpuBackend;
+use burn::tensor::wgpu::{WgpuSetup, wgpu};
+use cubecl::future::block_on;
+use cubecl_runtime::logging::{LaunchObservation, LaunchObserver};
 
 use crate::compute_error::ComputeError;
+use crate::device::GpuWork;
+use crate::gpu_pace::Pace;
 
-/// The GPU that wgpu prefers, and its name.
-///
-/// burn registers a device once per process and refuses a second registration, so all models of a process share it.
+/// A wgpu device that burn computes on. All models of a process share one, until it is lost.
+#[derive(Debug)]
+pub(crate) struct Gpu {
+    burn: Device,
+    name: String,
+    setup: WgpuSetup,
+    /// Why nothing computes on it again.
+    fault: Arc<OnceLock<String>>,
+    pace: Pace,
+    reads: AtomicU64,
+}
+
+/// Counts the launches of the process.
+#[derive(Debug, Default)]
+struct Launches(AtomicU64);
+
+impl LaunchObserver for Launches {
+    fn launched(&self, _: &'static str) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The instance stays: Vulkan's loader is not safe to be shut down and started from several threads. The device is the one
+/// that is in use.
+#[derive(Debug, Default)]
+struct Opened {
+    instance: Option<wgpu::Instance>,
+    gpu: Option<Arc<Gpu>>,
+}
+
+static OPENED: Mutex<Opened> = Mutex::new(Opened { instance: None, gpu: None });
+
+/// The GPU that wgpu prefers; another one than before if that was lost.
 ///
 /// # Errors
 /// [`ComputeError::NoGpu`] if there is no adapter or its driver refuses.
-pub(crate) fn open() -> Result<(Device, String), ComputeError> {
-    static OPENED: OnceLock<Result<(Device, String), String>> = OnceLock::new();
-    let opened = OPENED.get_or_init(|| {
-        // OpenGL would be tried too, which few drivers run compute kernels on without faults.
-        let api = if cfg!(target_vendor = "apple") { WgpuBackend::Metal } else { WgpuBackend::Vulkan };
-        let options = Device::wgpu_options().graphics_api(api);
-        let (device, setup) = options.init_with_setup().map_err(|error| error.to_string())?;
-        let info = setup.adapter.get_info();
-        Ok((device, format!("GPU {} ({:?})", info.name, info.backend)))
-    });
-    opened.clone().map_err(|reason| ComputeError::NoGpu { reason })
+pub(crate) fn open() -> Result<Arc<Gpu>, ComputeError> {
+    let mut opened = opened();
+    if let Some(gpu) = opened.gpu.as_ref().filter(|gpu| gpu.fault().is_none()) {
+        return Ok(Arc::clone(gpu));
+    }
+    let instance = opened.instance.get_or_insert_with(instance).clone();
+    let gpu = Arc::new(Gpu::request(instance)?);
+    opened.gpu = Some(Arc::clone(&gpu));
+    Ok(gpu)
+}
+
+/// The GPU that is in use, if there is one.
+pub(crate) fn current() -> Option<Arc<Gpu>> {
+    opened().gpu.clone()
+}
+
+fn opened() -> MutexGuard<'static, Opened> {
+    OPENED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// OpenGL would be tried too otherwise, which few drivers run compute kernels on without faults.
+const API: wgpu::Backend = if cfg!(target_vendor = "apple") { wgpu::Backend::Metal } else { wgpu::Backend::Vulkan };
+
+fn instance() -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: API.into(),
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    })
+}
+
+impl Gpu {
+    fn request(instance: wgpu::Instance) -> Result<Self, ComputeError> {
+        let refused = |reason: String| ComputeError::NoGpu { reason };
+        let preferred = wgpu::RequestAdapterOptions {
+            power_preference: wgpu::PowerPreference::HighPerformance,
+            ..wgpu::RequestAdapterOptions::default()
+        };
+        let adapter = block_on(instance.request_adapter(&preferred)).map_err(|error| refused(error.to_string()))?;
+        // What burn's kernels look for is what the adapter has, so the device gets it: all but what is experimental, and but
+        // memory that the host maps, which wgpu advises against.
+        let left_out = wgpu::Features::MAPPABLE_PRIMARY_BUFFERS | wgpu::Features::all_experimental_mask();
+        let descriptor = wgpu::DeviceDescriptor {
+            required_features: adapter.features().difference(left_out),
+            required_limits: adapter.limits(),
+            // burn allocates in large blocks itself.
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            ..wgpu::DeviceDescriptor::default()
+        };
+        let (device, queue) =
+            block_on(adapter.request_device(&descriptor)).map_err(|error| refused(error.to_string()))?;
+        let info = adapter.get_info();
+        let setup = WgpuSetup { instance, adapter, device, queue, backend: API };
+        let burn = Device::wgpu_options().setup(setup.clone()).init().map_err(|error| refused(error.to_string()))?;
+        let fault = Arc::new(OnceLock::new());
+        let of_driver = Arc::clone(&fault);
+        // In the place of burn's, which ends the process for what a device reports between its loss and the notice of it.
+        setup.device.on_uncaptured_error(Arc::new(move |error| {
+            log::error!("the GPU reports: {error}");
+            let _ = of_driver.set(error.to_string());
+        }));
+        let name = format!("GPU {} ({:?})", info.name, info.backend);
+        let pace = Pace::new(setup.device.clone(), setup.queue.clone());
+        Ok(Self { burn, name, setup, fault, pace, reads: AtomicU64::new(0) })
+    }
+
+    /// burn's handle.
+    pub(crate) fn burn(&self) -> &Device {
+        &self.burn
+    }
+
+    /// The GPU and its interface in words.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// wgpu's handles, the very ones that burn uses.
+    pub(crate) fn setup(&self) -> &WgpuSetup {
+        &self.setup
+    }
+
+    /// Most bytes that a kernel can bind as one buffer.
+    pub(crate) fn max_buffer_bytes(&self) -> u64 {
+        let limits = self.setup.device.limits();
+        limits.max_storage_buffer_binding_size.min(limits.max_buffer_size)
+    }
+
+    /// Why the device is gone for good, if it is: lost, or an error that belongs to no operation, so that no result can be
+    /// trusted.
+    pub(crate) fn fault(&self) -> Option<&str> {
+        self.fault.get().map(String::as_str)
+    }
+
+    /// Waits until nothing is under way; a loss is told no later than then.
+    pub(crate) fn settle(&self) {
+        if let Err(error) = self.setup.device.poll(wgpu::PollType::wait_indefinitely()) {
+            log::debug!("waiting for the GPU: {error}");
+        }
+    }
+
+    /// Notes that the device is gone: the next [`open`] asks for another.
+    pub(crate) fn give_up(&self, reason: String) {
+        // The first reason stays.
+        let _ = self.fault.set(reason);
+    }
+
+    /// Counts a tensor that is read back.
+    pub(crate) fn count_read(&self) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Does `work`, and counts what it asks for.
+    pub(crate) fn observed<R>(&self, work: impl FnOnce() -> R) -> (R, GpuWork) {
+        self.pace.take_times();
+        let reads_before = self.reads.load(Ordering::Relaxed);
+        let launches = Arc::new(Launches::default());
+        let observation = LaunchObservation::new(Arc::clone(&launches) as Arc<dyn LaunchObserver>);
+        let result = work();
+        drop(observation);
+        let reads = self.reads.load(Ordering::Relaxed) - reads_before;
+        let launches = launches.0.load(Ordering::Relaxed);
+        (result, GpuWork { launches, reads, submissions: self.pace.take_times() })
+    }
+
+    /// Cuts the work into submissions.
+    pub(crate) fn pace(&self) -> &Pace {
+        &self.pace
+    }
 }

@@ -43,6 +43,8 @@ mod gpu_device;
 #[cfg(not(feature = "gpu"))]
 #[path = "no_gpu_device.rs"]
 mod gpu_device;
+#[cfg(feature = "gpu")]
+mod gpu_pace;
 mod kernels;
 mod load;
 mod model;
@@ -61,7 +63,7 @@ pub use batch::TokenBatch;
 pub use chat_template::{ChatTemplate, Message, TemplateError};
 pub use compute_error::ComputeError;
 pub use config::{ModelConfig, RopePairing, RopeScaling};
-pub use device::ComputeDevice;
+pub use device::{ComputeDevice, GpuWork};
 pub use device_adapter::DeviceAdapter;
 pub use error::{FormatFault, LoadError};
 pub use model::Model;

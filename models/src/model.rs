@@ -73,7 +73,7 @@ impl Model {
     /// Copies an adapter to the device.
     ///
     /// # Errors
-    /// [`ComputeError::AdapterShape`] if it was made for another model.
+    /// [`ComputeError::AdapterShape`] if it was made for another model, [`ComputeError::TensorTooLarge`] for the device.
     pub fn upload(&self, adapter: &Adapter) -> Result<DeviceAdapter, ComputeError> {
         for pair in adapter.layout().pairs() {
             let [d_out, d_in] = self.config.projection_shape(pair.projection);
@@ -88,6 +88,8 @@ impl Model {
                 });
             }
         }
+        // Its gradients are read as one tensor.
+        self.device.check_tensor("the adapter", 1, adapter.values().len())?;
         Ok(DeviceAdapter::new(adapter, &self.device, self.config.num_hidden_layers))
     }
 
@@ -97,7 +99,8 @@ impl Model {
     /// Result `[tokens, hidden_size]`, the sequences of the batch one after another.
     ///
     /// # Errors
-    /// [`ComputeError::Cancelled`], [`ComputeError::TokenOutOfRange`], [`ComputeError::ContextFull`].
+    /// [`ComputeError::Cancelled`], [`ComputeError::TokenOutOfRange`], [`ComputeError::ContextFull`],
+    /// [`ComputeError::TensorTooLarge`].
     pub fn forward(
         &self,
         batch: &TokenBatch,
@@ -210,6 +213,8 @@ impl Model {
         if past + ids.len() > cache.capacity() {
             return Err(ComputeError::ContextFull { needed: past + ids.len(), capacity: cache.capacity() });
         }
+        self.check_activations(ids.len())?;
+        self.device.check_tensor("a layer's cached keys", cache.room_for(past + ids.len()), self.key_value_width())?;
         let logits = match self.device.is_gpu() {
             true => self.last_logits(cache, ids, adapter, stop),
             false => in_pool(|| self.last_logits(cache, ids, adapter, stop)),
@@ -240,6 +245,10 @@ impl Model {
         self.device.read(self.logits(last))
     }
 
+    fn key_value_width(&self) -> usize {
+        self.config.num_key_value_heads * self.config.head_dim
+    }
+
     pub(crate) fn decoder(&self) -> &Decoder {
         &self.decoder
     }
@@ -250,13 +259,23 @@ impl Model {
         RopeAngles::new(positions, &self.decoder.rope_frequencies)
     }
 
-    /// [`ComputeError::TokenOutOfRange`] or [`ComputeError::ContextFull`] if the batch is not one for this model.
+    /// [`ComputeError::TokenOutOfRange`], [`ComputeError::ContextFull`] or [`ComputeError::TensorTooLarge`] if the batch is
+    /// not one for this model and device.
     pub(crate) fn check_batch(&self, batch: &TokenBatch) -> Result<(), ComputeError> {
         let (needed, capacity) = (batch.longest(), self.config.max_position_embeddings);
         if needed > capacity {
             return Err(ComputeError::ContextFull { needed, capacity });
         }
+        self.check_activations(batch.ids().len())?;
         self.check_ids(batch.ids())
+    }
+
+    /// [`ComputeError::TensorTooLarge`] if the device cannot hold the widest of the tensors that so many tokens make.
+    fn check_activations(&self, tokens: usize) -> Result<(), ComputeError> {
+        let config = &self.config;
+        let queries = config.num_attention_heads * config.head_dim;
+        let widest = config.intermediate_size.max(config.hidden_size).max(queries);
+        self.device.check_tensor("a layer's activations", tokens, widest)
     }
 
     fn check_ids(&self, ids: &[u32]) -> Result<(), ComputeError> {

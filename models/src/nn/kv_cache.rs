@@ -68,7 +68,8 @@ impl KvCache {
         self.truncate(0);
     }
 
-    fn room_for(&self, tokens: usize) -> usize {
+    /// Tokens that there is room for where there are so many.
+    pub(crate) fn room_for(&self, tokens: usize) -> usize {
         tokens.next_power_of_two().max(FIRST_ROOM_TOKENS).min(self.capacity_tokens)
     }
 

@@ -264,6 +264,7 @@ impl SessionBuilder {
             served: Learner::Slow,
             serving: None,
             control: Control::new(),
+            gpus_lost: 0,
             notice: opened.notice,
             seed: self.seed,
             method: self.method,

@@ -78,6 +78,10 @@ impl Session {
     pub fn eval(&mut self, tasks: &[EvalTask], learner: Learner) -> Result<EvalReport, SessionError> {
         let items = tasks.iter().map(|task| task.items.len() as u64).sum();
         let _busy = self.control.begin(Phase::Evaluating, items);
+        self.repeated_elsewhere(|session| session.score(tasks, learner))
+    }
+
+    fn score(&self, tasks: &[EvalTask], learner: Learner) -> Result<EvalReport, SessionError> {
         let adapter = self.adapter_on_device(learner)?;
         let mut done = 0;
         let mut scores = Vec::with_capacity(tasks.len());
@@ -137,6 +141,10 @@ impl Session {
             return Err(SessionError::TextTooShort { tokens: window });
         }
         let _busy = self.control.begin(Phase::Evaluating, (ids.len() / window) as u64);
+        self.repeated_elsewhere(|session| session.mean_nll(&ids, window, learner))
+    }
+
+    fn mean_nll(&self, ids: &[u32], window: usize, learner: Learner) -> Result<Perplexity, SessionError> {
         let adapter = self.adapter_on_device(learner)?;
         let (mut nll, mut scored) = (0.0, 0);
         for (index, window) in ids.chunks_exact(window).enumerate() {

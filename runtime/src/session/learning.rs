@@ -1,9 +1,8 @@
 //! Runs: from examples that wait to a published revision, in slices that may end at any step.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 
-use mynah_models::{ComputeDevice, ComputeError, Model};
+use mynah_models::ComputeError;
 
 use super::control::Phase;
 use super::error::SessionError;
@@ -172,7 +171,7 @@ impl Session {
         }
     }
 
-    /// Takes the next step of the run in hand. A GPU that fails is left for the CPU, which then takes the step.
+    /// Takes the next step of the run in hand; once more, on another device, where a GPU failed at it.
     fn step(&mut self) -> Result<StepLog, SessionError> {
         let Some(run) = self.history.run.clone() else { return Err(SessionError::NothingToLearn { task: None }) };
         let new_ids = run.ids_of_step(run.steps_done);
@@ -180,13 +179,7 @@ impl Session {
         let examples = self.read_all(new_ids.iter().chain(&replayed_ids))?;
         let rows = |ids: &[ExampleId]| ids.iter().filter_map(|id| examples.get(id)).map(Row::from).collect();
         let rows = StepRows { new: rows(&new_ids), replayed: rows(&replayed_ids) };
-        let log = match self.train(&run, &rows) {
-            Err(LearnError::Compute(error @ ComputeError::Device { .. })) if self.model.device().is_gpu() => {
-                self.leave_gpu(&error)?;
-                self.train(&run, &rows)?
-            }
-            result => result?,
-        };
+        let log = self.repeated_elsewhere(|session| Ok(session.train(&run, &rows)?))?;
         self.state_version += 1;
         self.history.step_done(&new_ids, &log.new_nll);
         if self.history.run.as_ref().is_some_and(Run::is_finished) {
@@ -219,16 +212,6 @@ impl Session {
             examples.insert(*id, self.ledger.read(*id)?);
         }
         Ok(examples)
-    }
-
-    fn leave_gpu(&mut self, error: &ComputeError) -> Result<(), SessionError> {
-        let notice = format!("{error}; going on on the CPU");
-        log::warn!("{notice}");
-        self.notice = Some(notice);
-        self.serving = None;
-        let cpu = ComputeDevice::cpu().with_precision(self.model.device().precision());
-        self.model = Arc::new(Model::load(self.model.gguf(), &cpu)?);
-        Ok(())
     }
 
     /// Commits the state if that is needed, and tells how far the run is.

@@ -11,6 +11,7 @@ mod eval;
 mod forgetting;
 mod learning;
 mod ledger;
+mod recovery;
 mod serving;
 mod teaching;
 mod threads;
@@ -64,6 +65,7 @@ pub struct Session {
     served: Learner,
     serving: Option<Serving>,
     control: Control,
+    gpus_lost: u32,
     notice: Option<String>,
     context_tokens: usize,
     seed: u64,

@@ -1,5 +1,6 @@
 //! Text from the model with the served adapter.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use mynah_models::chat_template::Message;
@@ -7,6 +8,7 @@ use mynah_models::{ComputeError, DeviceAdapter, KvCache, Model, Stop};
 
 use super::control::Phase;
 use super::error::SessionError;
+use super::recovery::device_failure;
 use super::threads::Threads;
 use super::wording::Wording;
 use super::{Learner, Session};
@@ -97,6 +99,32 @@ impl Session {
         on_text: &mut dyn FnMut(&str) -> bool,
     ) -> Result<Generation, SessionError> {
         let busy = self.control.begin(Phase::Generating, options.max_new_tokens as u64);
+        let has_spoken = Cell::new(false);
+        let mut heard = |text: &str| {
+            has_spoken.set(true);
+            on_text(text)
+        };
+        let generated = self.repeated_elsewhere(|session| {
+            let generated = session.generate_once(prompt, options, &mut heard);
+            match &generated {
+                // What was delivered cannot be taken back: the next call finds another device, this one has its error.
+                Err(error) if has_spoken.get() && device_failure(error).is_some() => {
+                    session.replace_device(error)?;
+                    Ok(generated)
+                }
+                _ => generated.map(Ok),
+            }
+        });
+        drop(busy);
+        generated?
+    }
+
+    fn generate_once(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        on_text: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<Generation, SessionError> {
         let mut serving = self.serving()?;
         let mut pieces = 0;
         let control = self.control.clone();
@@ -108,7 +136,6 @@ impl Session {
         let stop = self.control.stop();
         let generated = serving.conversation.generate(prompt, options, &self.wording, stop, &mut counted);
         self.serving = Some(serving);
-        drop(busy);
         Ok(generated?)
     }
 

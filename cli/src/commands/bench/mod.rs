@@ -5,7 +5,7 @@ mod training;
 use std::time::{Duration, Instant};
 
 use mynah::budget::peak_resident_bytes;
-use mynah_models::{Model, Precision, Stop};
+use mynah_models::{GpuWork, Model, Precision, Stop};
 use serde::Serialize;
 
 use self::training::MethodChoice;
@@ -90,6 +90,26 @@ struct Document {
     steps: usize,
     load_seconds: f64,
     device: String,
+    /// On a GPU: kernels launched, tensors read back and how the work was cut, for one pass.
+    launches_per_token: Option<f64>,
+    reads_per_token: Option<f64>,
+    submissions_ms: Option<Submissions>,
+}
+
+/// How long submissions to a GPU took, in milliseconds.
+#[derive(Debug, Serialize)]
+struct Submissions {
+    count: usize,
+    p50: f64,
+    p99: f64,
+    max: f64,
+}
+
+/// What passes measured.
+struct Timed {
+    times: Vec<Duration>,
+    /// Of one more pass, on a GPU.
+    work: Option<GpuWork>,
 }
 
 /// Runs the verb.
@@ -100,7 +120,7 @@ pub(crate) fn run(args: &BenchArgs, options: &Options, output: Output) -> Result
     if args.what == Workload::Cancel {
         return training::cancel(&model, args, options, output);
     }
-    let (workload, tokens_per_step, times) = match args.what {
+    let (workload, tokens_per_step, Timed { times, work }) = match args.what {
         Workload::Prefill => ("prefill", args.tokens as usize, prefill(&model, args, options)?),
         Workload::Decode => ("decode", args.tokens as usize, decode(&model, args, options)?),
         Workload::Train | Workload::Cancel => {
@@ -117,31 +137,54 @@ pub(crate) fn run(args: &BenchArgs, options: &Options, output: Output) -> Result
         steps: times.len(),
         load_seconds,
         device: model.device().name().to_owned(),
+        launches_per_token: work.as_ref().map(|work| work.launches as f64 / tokens_per_step as f64),
+        reads_per_token: work.as_ref().map(|work| work.reads as f64 / tokens_per_step as f64),
+        submissions_ms: work.and_then(|work| Submissions::of(work.submissions)),
     };
     output.result(&document, || {
         let memory =
             document.peak_rss_mb.map_or_else(|| "unknown".to_owned(), |megabytes| format!("{megabytes:.0} MB"));
-        format!(
+        let mut text = format!(
             "{workload} on {}: {:.1} tokens/s, {:.3} s a pass (median of {}), peak memory {memory}, loaded in {:.2} s",
             document.device, document.tokens_per_s, document.s_per_step, document.steps, document.load_seconds,
-        )
+        );
+        if let (Some(launches), Some(reads)) = (document.launches_per_token, document.reads_per_token) {
+            text.push_str(&format!("\n{launches:.2} launches and {reads:.3} reads a token"));
+        }
+        if let Some(Submissions { count, p50, p99, max }) = &document.submissions_ms {
+            text.push_str(&format!(
+                "\n{count} submissions a pass: median {p50:.1} ms, p99 {p99:.1} ms, longest {max:.1} ms"
+            ));
+        }
+        text
     })
 }
 
-fn prefill(model: &Model, args: &BenchArgs, options: &Options) -> Result<Vec<Duration>, CliError> {
+impl Submissions {
+    fn of(mut times: Vec<Duration>) -> Option<Self> {
+        times.sort();
+        let at = |share: f64| {
+            let rank = (share * times.len() as f64).ceil() as usize;
+            times.get(rank.max(1) - 1).map(|time| time.as_secs_f64() * 1e3)
+        };
+        Some(Self { count: times.len(), p50: at(0.5)?, p99: at(0.99)?, max: at(1.0)? })
+    }
+}
+
+fn prefill(model: &Model, args: &BenchArgs, options: &Options) -> Result<Timed, CliError> {
     let ids = random_ids(model, args.tokens as usize, options.seed);
     let mut cache = model.new_cache(ids.len());
-    timed("prefill", args.steps, |stop| {
+    timed(model, "prefill", args.steps, |stop| {
         cache.reset();
         model.decode(&mut cache, &ids, None, stop)?;
         Ok(())
     })
 }
 
-fn decode(model: &Model, args: &BenchArgs, options: &Options) -> Result<Vec<Duration>, CliError> {
+fn decode(model: &Model, args: &BenchArgs, options: &Options) -> Result<Timed, CliError> {
     let ids = random_ids(model, args.tokens as usize, options.seed);
     let mut cache = model.new_cache(ids.len());
-    timed("decode", args.steps, |stop| {
+    timed(model, "decode", args.steps, |stop| {
         cache.reset();
         for id in &ids {
             model.decode(&mut cache, std::slice::from_ref(id), None, stop)?;
@@ -150,12 +193,13 @@ fn decode(model: &Model, args: &BenchArgs, options: &Options) -> Result<Vec<Dura
     })
 }
 
-/// The times of `passes` passes, after those that warm up.
+/// The times of `passes` passes, after those that warm up; on a GPU one more is observed.
 fn timed(
+    model: &Model,
     label: &str,
     passes: u32,
     mut pass: impl FnMut(&Stop) -> Result<(), CliError>,
-) -> Result<Vec<Duration>, CliError> {
+) -> Result<Timed, CliError> {
     let stop = Stop::new();
     let from_handler = stop.clone();
     interrupt::on_interrupt(move || from_handler.set());
@@ -169,8 +213,16 @@ fn timed(
             progress.set(times.len() as u64);
         }
     }
+    let work = match model.device().is_gpu() {
+        true => {
+            let (passed, work) = model.device().observed(|| pass(&stop));
+            passed?;
+            work
+        }
+        false => None,
+    };
     progress.clear();
-    Ok(times)
+    Ok(Timed { times, work })
 }
 
 /// The first `count` of [`random`].
@@ -210,5 +262,13 @@ mod tests {
         assert_eq!(median(&seconds(&[5, 1, 3])), Duration::from_secs(3));
         assert_eq!(median(&seconds(&[4, 1, 2, 9])), Duration::from_secs(3));
         assert_eq!(median(&[]), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_percentile_is_a_time_that_was_measured() {
+        let times: Vec<Duration> = (1..=200).rev().map(Duration::from_millis).collect();
+        let Some(Submissions { count, p50, p99, max }) = Submissions::of(times) else { panic!("no times") };
+        assert_eq!((count, p50, p99, max), (200, 100.0, 198.0, 200.0));
+        assert!(Submissions::of(Vec::new()).is_none());
     }
 }

@@ -8,7 +8,7 @@ use mynah_models::adapter::{Adapter, LoraConfig};
 use mynah_models::{ComputeError, Model, Stop};
 use serde::Serialize;
 
-use super::{BenchArgs, median, random, random_ids, timed};
+use super::{BenchArgs, Timed, median, random, random_ids, timed};
 use crate::error::CliError;
 use crate::options::Options;
 use crate::output::Output;
@@ -82,9 +82,9 @@ fn rows(ids: &[u32], row_tokens: usize, prompt_len: usize) -> Vec<Row<'_>> {
 }
 
 /// The times of steps.
-pub(super) fn train(model: &Model, args: &BenchArgs, options: &Options) -> Result<Vec<Duration>, CliError> {
+pub(super) fn train(model: &Model, args: &BenchArgs, options: &Options) -> Result<Timed, CliError> {
     let mut training = Training::new(model, args, options)?;
-    timed("training", args.steps, |stop| Ok(training.step(stop)?))
+    timed(model, "training", args.steps, |stop| Ok(training.step(stop)?))
 }
 
 #[derive(Debug, Serialize)]
@@ -103,7 +103,7 @@ struct Document {
 /// Cancels steps at moments spread evenly at random over their length, and prints how soon they end.
 pub(super) fn cancel(model: &Model, args: &BenchArgs, options: &Options, output: Output) -> Result<(), CliError> {
     let mut training = Training::new(model, args, options)?;
-    let whole_step = median(&timed("training", 2, |stop| Ok(training.step(stop)?))?);
+    let whole_step = median(&timed(model, "training", 2, |stop| Ok(training.step(stop)?))?.times);
     let progress = Progress::counted("cancelling", u64::from(args.steps));
     let of_step = |id: u32| whole_step.mul_f64(f64::from(id) / model.config().vocab_size as f64);
     let mut moments = random(model, options.seed).map(of_step);

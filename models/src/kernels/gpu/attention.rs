@@ -1,12 +1,26 @@
-//! Causal attention, composed of burn's operations.
+//! Causal attention: a workgroup answers one query of one head, [`UNITS`] keys at a time, and never holds more scores than
+//! those. The softmax runs along with its sums, rescaled whenever a higher score is met.
+//!
+//! Units first take a key each, then a dimension of the head each: values are read by neighbours side by side, keys line by
+//! line, each line to its end. On the way back one kernel goes over the keys of each query, a second over the queries of each
+//! key, so that no two workgroups add to one place and sums have one order. Memory of a workgroup: 512 bytes.
+
+use std::ops::Range;
 
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::activation::softmax;
-use burn::tensor::{Device, Tensor, TensorData};
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::client::Client;
+use cubecl::prelude::*;
 
-use super::device_matrix::{Gpu, primitive, tensor};
+use super::device_matrix::{Gpu, buffer, contiguous, empty, in_launches};
 use crate::ops::attention::{AttentionKernel, AttentionOps, Geometry};
+
+/// Units of a workgroup, and keys or queries that it takes at a time.
+const UNITS: u32 = 64;
+/// Dimensions of a head that a unit can own.
+const SLOTS: u32 = 4;
+/// Below every score.
+const LOWEST: f32 = -3e38;
 
 impl AttentionOps for Gpu {
     fn causal_attention(
@@ -15,12 +29,14 @@ impl AttentionOps for Gpu {
         v: FloatTensor<Self>,
         geometry: Geometry,
     ) -> FloatTensor<Self> {
-        let parts = alike(&geometry).into_iter().map(|g| {
-            let [q, k, v] = [&q, &k, &v].map(|all| g.rows_of(all));
-            let probabilities = probabilities(queries(&g, q), keys(&g, k), &g);
-            by_token(&g, probabilities.matmul(keys(&g, v)))
-        });
-        primitive(Tensor::cat(parts.collect(), 0))
+        let ((q, [tokens, width]), (k, _), (v, _)) = (contiguous(q), contiguous(k), contiguous(v));
+        let out = empty(&q, tokens, width);
+        for sizes in Sizes::of_all(&geometry) {
+            sizes.in_launches(&q.client, sizes.heads, sizes.flop(4.0), |first, count| {
+                forward(&sizes, [&q, &k, &v], &out, first, count);
+            });
+        }
+        out
     }
 }
 
@@ -30,120 +46,449 @@ impl AttentionKernel for Gpu {
         d_out: FloatTensor<Self>,
         geometry: &Geometry,
     ) -> [FloatTensor<Self>; 3] {
-        let [q, k, v] = inputs;
-        let mut gradients: [Vec<Tensor<2>>; 3] = Default::default();
-        for g in alike(geometry) {
-            let of_part = differentiate(&g, [&q, &k, &v, &d_out].map(|all| g.rows_of(all)));
-            gradients.iter_mut().zip(of_part).for_each(|(all, of_part)| all.push(of_part));
+        let [(q, q_shape), (k, k_shape), (v, _)] = inputs.map(contiguous);
+        let (d_out, _) = contiguous(d_out);
+        let of = |[rows, cols]: [usize; 2]| empty(&q, rows, cols);
+        let (dq, dk, dv, sums) = (of(q_shape), of(k_shape), of(k_shape), of([q_shape[0] * geometry.heads, 2]));
+        let given = [&q, &k, &v, &d_out];
+        for sizes in Sizes::of_all(geometry) {
+            sizes.in_launches(&q.client, sizes.heads, sizes.flop(10.0), |first, count| {
+                queries_backward(&sizes, given, [&dq, &sums], first, count);
+            });
+            sizes.in_launches(&q.client, sizes.heads / sizes.group, sizes.flop(8.0), |first, count| {
+                keys_backward(&sizes, given, &sums, [&dk, &dv], first, count);
+            });
         }
-        gradients.map(|parts| primitive(Tensor::cat(parts, 0)))
+        [dq, dk, dv]
     }
 }
 
-/// Neighbouring sequences of one length, which are computed at once.
-struct Alike<'a> {
-    geometry: &'a Geometry,
+/// Neighbouring sequences of one length, which are computed at once, as kernels are told them.
+struct Sizes {
     /// The first of their tokens.
-    first: usize,
-    rows: usize,
-    cols: usize,
+    first_token: u32,
+    /// All their tokens.
+    tokens: u32,
+    /// Tokens of each.
+    cols: u32,
+    past: u32,
+    heads: u32,
+    /// Query heads of a key-value head.
+    group: u32,
+    head_dim: u32,
+    head_stride: u32,
+    token_stride: u32,
+    scale: f32,
 }
 
-/// The sequences of a batch, those of one length that lie together at once.
-fn alike(geometry: &Geometry) -> Vec<Alike<'_>> {
-    let mut parts: Vec<Alike<'_>> = Vec::new();
-    for tokens in geometry.sequences().filter(|tokens| !tokens.is_empty()) {
-        match parts.last_mut() {
-            Some(part) if part.cols == tokens.len() => part.rows += 1,
-            _ => parts.push(Alike { geometry, first: tokens.start, rows: 1, cols: tokens.len() }),
+impl Sizes {
+    /// The sequences of a batch, those of one length that lie together at once.
+    ///
+    /// # Panics
+    /// If a head has more dimensions than the units of a workgroup can own: no model that is known has.
+    fn of_all(geometry: &Geometry) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        for sequence in geometry.sequences().filter(|sequence| !sequence.is_empty()) {
+            match all.last_mut() {
+                Some(sizes) if sizes.cols as usize == sequence.len() => sizes.tokens += sizes.cols,
+                _ => all.push(Self::of(geometry, &sequence)),
+            }
+        }
+        all
+    }
+
+    fn of(geometry: &Geometry, sequence: &Range<usize>) -> Self {
+        let head_dim = geometry.head_dim as u32;
+        assert!(head_dim <= UNITS * SLOTS, "a head of {head_dim} dimensions, {} at most", UNITS * SLOTS);
+        let operand = geometry.operand();
+        Self {
+            first_token: sequence.start as u32,
+            tokens: sequence.len() as u32,
+            cols: sequence.len() as u32,
+            past: geometry.past as u32,
+            heads: geometry.heads as u32,
+            group: (geometry.heads / geometry.key_value_heads) as u32,
+            head_dim,
+            head_stride: operand.head_stride as u32,
+            token_stride: operand.token_stride as u32,
+            scale: 1.0 / (geometry.head_dim as f32).sqrt(),
         }
     }
-    parts
+
+    /// Launches a workgroup for each of `heads` heads of every token: `launch(first, count)`, numbered from the batch's first
+    /// token on.
+    fn in_launches(&self, client: &Client, heads: u32, flop_per_cube: f64, mut launch: impl FnMut(u32, u32)) {
+        let before = self.first_token * heads;
+        in_launches(client, self.tokens * heads, flop_per_cube, |first, count| launch(before + first, count));
+    }
+
+    /// Of one workgroup, with so many for each key and dimension.
+    fn flop(&self, each: f64) -> f64 {
+        each * f64::from(self.past + self.cols) * f64::from(self.head_dim)
+    }
 }
 
-impl Alike<'_> {
-    /// Their rows of queries, keys or values; a cache is theirs as a whole.
-    fn rows_of(&self, all: &CubeTensor) -> Tensor<2> {
-        let all = tensor(all.clone());
-        let ([_, width], tokens) = (all.dims(), self.rows * self.cols);
-        if self.geometry.room.is_some() || self.geometry.tokens() == tokens {
-            return all;
+fn forward(sizes: &Sizes, [q, k, v]: [&CubeTensor; 3], out: &CubeTensor, first: u32, count: u32) {
+    // SAFETY: every buffer is passed with its own length, and the sizes are those of the buffers.
+    unsafe {
+        forward_kernel::launch_unchecked(
+            &q.client,
+            CubeCount::Static(count, 1, 1),
+            CubeDim::new_1d(UNITS),
+            buffer(q),
+            buffer(k),
+            buffer(v),
+            buffer(out),
+            first,
+            sizes.first_token,
+            sizes.cols,
+            sizes.past,
+            sizes.heads,
+            sizes.group,
+            sizes.head_dim,
+            sizes.head_stride,
+            sizes.token_stride,
+            sizes.scale,
+        );
+    }
+}
+
+fn queries_backward(
+    sizes: &Sizes,
+    [q, k, v, d_out]: [&CubeTensor; 4],
+    [dq, sums]: [&CubeTensor; 2],
+    first: u32,
+    count: u32,
+) {
+    // SAFETY: as in the forward pass.
+    unsafe {
+        queries_kernel::launch_unchecked(
+            &q.client,
+            CubeCount::Static(count, 1, 1),
+            CubeDim::new_1d(UNITS),
+            buffer(q),
+            buffer(k),
+            buffer(v),
+            buffer(d_out),
+            buffer(dq),
+            buffer(sums),
+            first,
+            sizes.first_token,
+            sizes.cols,
+            sizes.heads,
+            sizes.group,
+            sizes.head_dim,
+            sizes.head_stride,
+            sizes.token_stride,
+            sizes.scale,
+        );
+    }
+}
+
+fn keys_backward(
+    sizes: &Sizes,
+    [q, k, v, d_out]: [&CubeTensor; 4],
+    sums: &CubeTensor,
+    [dk, dv]: [&CubeTensor; 2],
+    first: u32,
+    count: u32,
+) {
+    // SAFETY: as in the forward pass.
+    unsafe {
+        keys_kernel::launch_unchecked(
+            &q.client,
+            CubeCount::Static(count, 1, 1),
+            CubeDim::new_1d(UNITS),
+            buffer(q),
+            buffer(k),
+            buffer(v),
+            buffer(d_out),
+            buffer(sums),
+            buffer(dk),
+            buffer(dv),
+            first,
+            sizes.first_token,
+            sizes.cols,
+            sizes.heads,
+            sizes.group,
+            sizes.head_dim,
+            sizes.scale,
+        );
+    }
+}
+
+#[cube]
+fn dot(a: &[f32], a_first: u32, b: &[f32], b_first: u32, len: u32) -> f32 {
+    let mut sum = 0.0f32;
+    for index in 0..len {
+        sum += a[(a_first + index) as usize] * b[(b_first + index) as usize];
+    }
+    sum
+}
+
+/// The highest of `top` and every unit's `own`; all units get the same, and `scores` is free again.
+#[cube]
+fn highest(own: f32, top: f32, scores: &mut Shared<[f32]>) -> f32 {
+    scores[UNIT_POS_X as usize] = own;
+    sync_cube();
+    let mut found = top;
+    for unit in 0..UNITS {
+        let score = scores[unit as usize];
+        found = select(score > found, score, found);
+    }
+    sync_cube();
+    found
+}
+
+#[cube(launch_unchecked)]
+fn forward_kernel(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    out: &mut [f32],
+    first_task: u32,
+    first_token: u32,
+    cols: u32,
+    past: u32,
+    heads: u32,
+    group: u32,
+    head_dim: u32,
+    head_stride: u32,
+    token_stride: u32,
+    scale: f32,
+) {
+    let task = first_task + CUBE_POS_X;
+    let (token, head) = (task / heads, task % heads);
+    let query = task * head_dim;
+    let place = (token - first_token) % cols;
+    let keys = (head / group) * head_stride + (token - place) * token_stride;
+    let seen = past + place + 1;
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
+    let mut sums = Array::<f32>::new(comptime!(SLOTS as usize));
+    #[unroll]
+    for slot in 0..SLOTS {
+        sums[slot as usize] = 0.0;
+    }
+    let mut top = f32::new(LOWEST);
+    let mut total = 0.0f32;
+    let mut tile = 0u32;
+    while tile < seen {
+        let key = tile + UNIT_POS_X;
+        let mut score = f32::new(LOWEST);
+        if key < seen {
+            score = dot(q, query, k, keys + key * token_stride, head_dim) * scale;
         }
-        all.slice([self.first..self.first + tokens, 0..width])
-    }
-
-    fn group(&self) -> usize {
-        self.geometry.heads / self.geometry.key_value_heads
-    }
-
-    fn scale(&self) -> f32 {
-        1.0 / (self.geometry.head_dim as f32).sqrt()
-    }
-}
-
-fn differentiate(g: &Alike<'_>, [q, k, v, d_out]: [Tensor<2>; 4]) -> [Tensor<2>; 3] {
-    let (q, k, v, d_out) = (queries(g, q), keys(g, k), keys(g, v), queries(g, d_out));
-    let p = probabilities(q.clone(), k.clone(), g);
-    let dv = p.clone().swap_dims(2, 3).matmul(d_out.clone());
-    let d_p = d_out.matmul(v.swap_dims(2, 3));
-    let mean = (d_p.clone() * p.clone()).sum_dim(3);
-    let d_scores = (p * (d_p - mean)).mul_scalar(g.scale());
-    let dq = d_scores.clone().matmul(k);
-    let dk = d_scores.swap_dims(2, 3).matmul(q);
-    let of_keys = |gradient: Tensor<4>| {
-        let width = g.geometry.key_value_heads * g.geometry.head_dim;
-        gradient.swap_dims(1, 2).reshape([g.rows * g.cols, width])
-    };
-    [by_token(g, dq), of_keys(dk), of_keys(dv)]
-}
-
-/// `[rows, key_value_heads, group · cols, head_dim]`: the queries of a group lie one after another, so no key is repeated.
-fn queries(g: &Alike<'_>, q: Tensor<2>) -> Tensor<4> {
-    let Geometry { key_value_heads, head_dim, .. } = *g.geometry;
-    let q = q.reshape([g.rows, g.cols, key_value_heads, g.group(), head_dim]).permute([0, 2, 3, 1, 4]);
-    q.reshape([g.rows, key_value_heads, g.group() * g.cols, head_dim])
-}
-
-/// `[rows, key_value_heads, past + cols, head_dim]`.
-fn keys(g: &Alike<'_>, k: Tensor<2>) -> Tensor<4> {
-    let Geometry { key_value_heads, head_dim, past, room, .. } = *g.geometry;
-    match room {
-        Some(room) => {
-            let cached = k.reshape([1, key_value_heads, room, head_dim]);
-            cached.slice([0..1, 0..key_value_heads, 0..past + g.cols, 0..head_dim])
+        let new_top = highest(score, top, &mut weights);
+        weights[UNIT_POS_X as usize] = select(key < seen, (score - new_top).exp(), 0.0);
+        sync_cube();
+        let shrink = (top - new_top).exp();
+        let count = select(seen - tile < UNITS, seen - tile, UNITS);
+        total *= shrink;
+        for index in 0..count {
+            total += weights[index as usize];
         }
-        None => k.reshape([g.rows, g.cols, key_value_heads, head_dim]).swap_dims(1, 2),
+        #[unroll]
+        for slot in 0..SLOTS {
+            let dim = UNIT_POS_X + slot * UNITS;
+            if dim < head_dim {
+                let mut sum = sums[slot as usize] * shrink;
+                for index in 0..count {
+                    sum += weights[index as usize] * v[(keys + (tile + index) * token_stride + dim) as usize];
+                }
+                sums[slot as usize] = sum;
+            }
+        }
+        sync_cube();
+        top = new_top;
+        tile += UNITS;
+    }
+    #[unroll]
+    for slot in 0..SLOTS {
+        let dim = UNIT_POS_X + slot * UNITS;
+        if dim < head_dim {
+            out[(query + dim) as usize] = sums[slot as usize] / total;
+        }
     }
 }
 
-/// From the shape of [`queries`] back to `[rows · cols, heads · head_dim]`.
-fn by_token(g: &Alike<'_>, mixed: Tensor<4>) -> Tensor<2> {
-    let Geometry { heads, key_value_heads, head_dim, .. } = *g.geometry;
-    let mixed = mixed.reshape([g.rows, key_value_heads, g.group(), g.cols, head_dim]).permute([0, 3, 1, 2, 4]);
-    mixed.reshape([g.rows * g.cols, heads * head_dim])
+/// The gradient of a query, and for its keys what they need of it: the logarithm of the softmax's sum, and the mean of the
+/// probabilities' gradients.
+#[cube(launch_unchecked)]
+fn queries_kernel(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    d_out: &[f32],
+    dq: &mut [f32],
+    log_sums_and_means: &mut [f32],
+    first_task: u32,
+    first_token: u32,
+    cols: u32,
+    heads: u32,
+    group: u32,
+    head_dim: u32,
+    head_stride: u32,
+    token_stride: u32,
+    scale: f32,
+) {
+    let task = first_task + CUBE_POS_X;
+    let (token, head) = (task / heads, task % heads);
+    let query = task * head_dim;
+    let place = (token - first_token) % cols;
+    let keys = (head / group) * head_stride + (token - place) * token_stride;
+    let seen = place + 1;
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
+    let mut products = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
+    let mut top = f32::new(LOWEST);
+    let mut total = 0.0f32;
+    let mut mean = 0.0f32;
+    let mut tile = 0u32;
+    while tile < seen {
+        let key = tile + UNIT_POS_X;
+        let mut score = f32::new(LOWEST);
+        let mut d_probability = 0.0f32;
+        if key < seen {
+            score = dot(q, query, k, keys + key * token_stride, head_dim) * scale;
+            d_probability = dot(d_out, query, v, keys + key * token_stride, head_dim);
+        }
+        let new_top = highest(score, top, &mut weights);
+        let weight = select(key < seen, (score - new_top).exp(), 0.0);
+        weights[UNIT_POS_X as usize] = weight;
+        products[UNIT_POS_X as usize] = weight * d_probability;
+        sync_cube();
+        let shrink = (top - new_top).exp();
+        total *= shrink;
+        mean *= shrink;
+        for index in 0..UNITS {
+            total += weights[index as usize];
+            mean += products[index as usize];
+        }
+        sync_cube();
+        top = new_top;
+        tile += UNITS;
+    }
+    let log_sum = top + total.ln();
+    mean /= total;
+    let mut sums = Array::<f32>::new(comptime!(SLOTS as usize));
+    #[unroll]
+    for slot in 0..SLOTS {
+        sums[slot as usize] = 0.0;
+    }
+    let mut tile = 0u32;
+    while tile < seen {
+        let key = tile + UNIT_POS_X;
+        let mut d_score = 0.0f32;
+        if key < seen {
+            let score = dot(q, query, k, keys + key * token_stride, head_dim) * scale;
+            let d_probability = dot(d_out, query, v, keys + key * token_stride, head_dim);
+            d_score = (score - log_sum).exp() * (d_probability - mean) * scale;
+        }
+        weights[UNIT_POS_X as usize] = d_score;
+        sync_cube();
+        let count = select(seen - tile < UNITS, seen - tile, UNITS);
+        #[unroll]
+        for slot in 0..SLOTS {
+            let dim = UNIT_POS_X + slot * UNITS;
+            if dim < head_dim {
+                let mut sum = sums[slot as usize];
+                for index in 0..count {
+                    sum += weights[index as usize] * k[(keys + (tile + index) * token_stride + dim) as usize];
+                }
+                sums[slot as usize] = sum;
+            }
+        }
+        sync_cube();
+        tile += UNITS;
+    }
+    #[unroll]
+    for slot in 0..SLOTS {
+        let dim = UNIT_POS_X + slot * UNITS;
+        if dim < head_dim {
+            dq[(query + dim) as usize] = sums[slot as usize];
+        }
+    }
+    if UNIT_POS_X == 0 {
+        log_sums_and_means[(2 * task) as usize] = log_sum;
+        log_sums_and_means[(2 * task + 1) as usize] = mean;
+    }
 }
 
-fn probabilities(q: Tensor<4>, k: Tensor<4>, g: &Alike<'_>) -> Tensor<4> {
-    let Geometry { key_value_heads, past, .. } = *g.geometry;
-    let seen = past + g.cols;
-    let scores = q.matmul(k.swap_dims(2, 3)).mul_scalar(g.scale());
-    let scores = scores.reshape([g.rows * key_value_heads, g.group(), g.cols, seen]);
-    let scores = match causal_mask(g.cols, past, &scores.device()) {
-        Some(mask) => scores + mask,
-        None => scores,
-    };
-    softmax(scores.reshape([g.rows, key_value_heads, g.group() * g.cols, seen]), 3)
-}
-
-/// 0 or −∞, `[1, 1, cols, past + cols]`; none for a single query, which sees all.
-fn causal_mask(cols: usize, past: usize, device: &Device) -> Option<Tensor<4>> {
-    if cols == 1 {
-        return None;
+/// The gradients of a key and its value, over the queries of every head that reads them, head after head.
+#[cube(launch_unchecked)]
+fn keys_kernel(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    d_out: &[f32],
+    log_sums_and_means: &[f32],
+    dk: &mut [f32],
+    dv: &mut [f32],
+    first_task: u32,
+    first_token: u32,
+    cols: u32,
+    heads: u32,
+    group: u32,
+    head_dim: u32,
+    scale: f32,
+) {
+    let task = first_task + CUBE_POS_X;
+    let key_heads = heads / group;
+    let (token, key_head) = (task / key_heads, task % key_heads);
+    let key = task * head_dim;
+    // Queries from this token on to the end of its sequence.
+    let queries = cols - (token - first_token) % cols;
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
+    let mut d_scores = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
+    let mut of_key = Array::<f32>::new(comptime!(SLOTS as usize));
+    let mut of_value = Array::<f32>::new(comptime!(SLOTS as usize));
+    #[unroll]
+    for slot in 0..SLOTS {
+        of_key[slot as usize] = 0.0;
+        of_value[slot as usize] = 0.0;
     }
-    let seen = past + cols;
-    let mut mask = vec![0.0f32; cols * seen];
-    for (query, row) in mask.chunks_exact_mut(seen).enumerate() {
-        row[past + query + 1..].fill(f32::NEG_INFINITY);
+    for member in 0..group {
+        let head = key_head * group + member;
+        let mut tile = 0u32;
+        while tile < queries {
+            let index = tile + UNIT_POS_X;
+            let place = (token + index) * heads + head;
+            let mut weight = 0.0f32;
+            let mut d_score = 0.0f32;
+            if index < queries {
+                let score = dot(q, place * head_dim, k, key, head_dim) * scale;
+                weight = (score - log_sums_and_means[(2 * place) as usize]).exp();
+                let d_probability = dot(d_out, place * head_dim, v, key, head_dim);
+                d_score = weight * (d_probability - log_sums_and_means[(2 * place + 1) as usize]) * scale;
+            }
+            weights[UNIT_POS_X as usize] = weight;
+            d_scores[UNIT_POS_X as usize] = d_score;
+            sync_cube();
+            let count = select(queries - tile < UNITS, queries - tile, UNITS);
+            #[unroll]
+            for slot in 0..SLOTS {
+                let dim = UNIT_POS_X + slot * UNITS;
+                if dim < head_dim {
+                    let mut d_key = of_key[slot as usize];
+                    let mut d_value = of_value[slot as usize];
+                    for index in 0..count {
+                        let from = (((token + tile + index) * heads + head) * head_dim + dim) as usize;
+                        d_key += d_scores[index as usize] * q[from];
+                        d_value += weights[index as usize] * d_out[from];
+                    }
+                    of_key[slot as usize] = d_key;
+                    of_value[slot as usize] = d_value;
+                }
+            }
+            sync_cube();
+            tile += UNITS;
+        }
     }
-    Some(Tensor::from_data(TensorData::new(mask, [1, 1, cols, seen]), device))
+    #[unroll]
+    for slot in 0..SLOTS {
+        let dim = UNIT_POS_X + slot * UNITS;
+        if dim < head_dim {
+            dk[(key + dim) as usize] = of_key[slot as usize];
+            dv[(key + dim) as usize] = of_value[slot as usize];
+        }
+    }
 }

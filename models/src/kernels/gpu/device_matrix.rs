@@ -1,15 +1,21 @@
 //! A packed matrix in device memory.
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
 use cubecl::server::Handle;
 
+use crate::gpu_device;
 use crate::quant::{PackedMatrix, TensorType};
 
 /// Largest buffer that a kernel binds: the storage-buffer limit of Pixel 7 and Galaxy S23.
 pub(crate) const MAX_BINDING_BYTES: usize = 128 << 20;
+
+/// Workgroups of one launch that every GPU allows.
+const MAX_CUBES: u32 = 65_535;
 
 /// How the kernels read a weight; one compiled variant each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,7 +32,16 @@ pub(super) enum Encoding {
     F32,
 }
 
-/// Rows of a packed matrix in words of 32 bits, split so that no buffer exceeds the binding limit.
+/// Rows of a block.
+pub(super) const BLOCK_ROWS: u32 = 64;
+/// Columns of a block: one scale for each row of it.
+pub(super) const BLOCK_COLS: u32 = 32;
+
+/// A packed matrix in words of 32 bits, split so that no buffer exceeds the binding limit.
+///
+/// It lies in blocks of [`BLOCK_ROWS`] × [`BLOCK_COLS`], all blocks of the same rows one after another: what a workgroup
+/// stages at a time is one piece of memory in both directions, multiplied by the matrix or by its transpose. The last block of
+/// rows and of columns is filled up with zeros.
 pub(super) struct DeviceMatrix {
     pub(super) encoding: Encoding,
     /// Subtracted from a quant before scaling.
@@ -40,10 +55,10 @@ pub(super) struct DeviceMatrix {
 pub(super) struct Part {
     pub(super) first_row: usize,
     pub(super) rows: usize,
-    /// Weights of a row one after another, the first in the low bits of a word.
+    /// `[blocks of rows, blocks of columns, BLOCK_ROWS, words]`, the first weight in the low bits of a word.
     pub(super) words: Handle,
     pub(super) len_words: usize,
-    /// Scale and minimum of each block of 32 weights, `[rows, cols / 32, 2]`; one unused pair for floats.
+    /// Scale and minimum of each row of a block, in the same order; one unused pair for floats.
     pub(super) scales: Handle,
     pub(super) len_scales: usize,
 }
@@ -60,39 +75,60 @@ impl DeviceMatrix {
             TensorType::F32 => (Encoding::F32, 0.0),
         };
         let (rows, cols) = (matrix.rows(), matrix.cols());
-        let rows_per_part = (MAX_BINDING_BYTES / (4 * row_words(encoding, cols))).clamp(1, rows);
-        let parts = (0..rows)
-            .step_by(rows_per_part)
-            .map(|first_row| {
-                let count = rows_per_part.min(rows - first_row);
-                let (mut words, mut scales) = (Vec::new(), Vec::new());
-                for row in first_row..first_row + count {
-                    pack_row(matrix.tensor_type(), matrix.row_bytes(row), cols, &mut words, &mut scales);
-                }
-                if scales.is_empty() {
-                    scales.extend([1.0, 0.0]);
-                }
-                Part {
-                    first_row,
-                    rows: count,
-                    words: client.create_from_slice(bytemuck::cast_slice(&words)),
-                    len_words: words.len(),
-                    scales: client.create_from_slice(bytemuck::cast_slice(&scales)),
-                    len_scales: scales.len(),
-                }
-            })
-            .collect();
+        let row_bytes = 4 * row_words(encoding, cols);
+        let rows_per_part = (MAX_BINDING_BYTES / row_bytes / BLOCK_ROWS as usize).max(1) * BLOCK_ROWS as usize;
+        let part = |first_row: usize| {
+            let rows = rows_per_part.min(rows - first_row);
+            let (words, scales) = pack_part(matrix, encoding, first_row..first_row + rows);
+            Part {
+                first_row,
+                rows,
+                words: client.create_from_slice(bytemuck::cast_slice(&words)),
+                len_words: words.len(),
+                scales: client.create_from_slice(bytemuck::cast_slice(&scales)),
+                len_scales: scales.len(),
+            }
+        };
+        let parts = (0..rows).step_by(rows_per_part).map(part).collect();
         Self { encoding, offset, rows, cols, parts }
     }
 }
 
-/// Words that a row takes; a row begins on a word.
-pub(super) fn row_words(encoding: Encoding, cols: usize) -> usize {
-    cols.div_ceil(per_word(encoding))
+/// Words that a row takes, whole blocks.
+fn row_words(encoding: Encoding, cols: usize) -> usize {
+    cols.div_ceil(BLOCK_COLS as usize) * block_words(encoding)
+}
+
+/// Words of a row of a block.
+pub(super) fn block_words(encoding: Encoding) -> usize {
+    BLOCK_COLS as usize / per_word(encoding)
+}
+
+/// Words and scales of some rows, in blocks.
+fn pack_part(matrix: &PackedMatrix, encoding: Encoding, rows: Range<usize>) -> (Vec<u32>, Vec<f32>) {
+    let (block_rows, block_words) = (BLOCK_ROWS as usize, block_words(encoding));
+    let col_blocks = matrix.cols().div_ceil(BLOCK_COLS as usize);
+    let lines = rows.len().next_multiple_of(block_rows) * col_blocks;
+    let is_quantized = matches!(encoding, Encoding::Bits4 | Encoding::Bits8);
+    let (mut words, mut scales) = (vec![0; lines * block_words], vec![0.0; if is_quantized { 2 * lines } else { 2 }]);
+    let (mut of_row, mut scales_of_row) = (Vec::new(), Vec::new());
+    for (index, row) in rows.enumerate() {
+        of_row.clear();
+        scales_of_row.clear();
+        pack_row(matrix.tensor_type(), matrix.row_bytes(row), &mut of_row, &mut scales_of_row);
+        let first_line = index / block_rows * col_blocks * block_rows + index % block_rows;
+        for (block, packed) in of_row.chunks(block_words).enumerate() {
+            words[(first_line + block * block_rows) * block_words..][..packed.len()].copy_from_slice(packed);
+        }
+        for (block, pair) in scales_of_row.chunks_exact(2).enumerate() {
+            scales[2 * (first_line + block * block_rows)..][..2].copy_from_slice(pair);
+        }
+    }
+    (words, scales)
 }
 
 /// Weights in a word.
-pub(super) fn per_word(encoding: Encoding) -> usize {
+fn per_word(encoding: Encoding) -> usize {
     match encoding {
         Encoding::Bits4 => 8,
         Encoding::Bits8 => 4,
@@ -101,7 +137,8 @@ pub(super) fn per_word(encoding: Encoding) -> usize {
     }
 }
 
-fn pack_row(tensor_type: TensorType, bytes: &[u8], cols: usize, words: &mut Vec<u32>, scales: &mut Vec<f32>) {
+/// The words of a row, its blocks one after another, and where it is quantized their scales and minima.
+fn pack_row(tensor_type: TensorType, bytes: &[u8], words: &mut Vec<u32>, scales: &mut Vec<f32>) {
     let f16 = |low: u8, high: u8| half::f16::from_le_bytes([low, high]).to_f32();
     // GGUF's 4-bit blocks hold weight i in the low half of byte i, weight i + 16 in the high half.
     let nibble = |quants: &[u8], i: usize| u32::from(if i < 16 { quants[i] & 0x0f } else { quants[i - 16] >> 4 });
@@ -136,7 +173,6 @@ fn pack_row(tensor_type: TensorType, bytes: &[u8], cols: usize, words: &mut Vec<
         }
         TensorType::F32 => words.extend(bytes.chunks_exact(4).map(|v| u32::from_le_bytes([v[0], v[1], v[2], v[3]]))),
     }
-    debug_assert!(cols > 0);
 }
 
 /// A new f32 tensor `[rows, cols]` on the device of `like`, its values not yet written.
@@ -155,6 +191,26 @@ pub(super) fn contiguous(tensor: CubeTensor) -> (CubeTensor, [usize; 2]) {
     let tensor = burn_cubecl::kernel::into_contiguous(tensor);
     let shape = burn::backend::TensorMetadata::shape(&tensor).dims::<2>();
     (tensor, shape)
+}
+
+/// A tensor that [`contiguous`] or [`empty`] gave.
+pub(super) fn buffer(tensor: &CubeTensor) -> cubecl::prelude::BufferArg {
+    let len = burn::backend::TensorMetadata::shape(tensor).num_elements();
+    // SAFETY: the length is the tensor's own.
+    unsafe { cubecl::prelude::BufferArg::from_raw_parts(tensor.handle.clone(), len) }
+}
+
+/// Launches `cubes` workgroups of so many FLOP each, `launch(first, count)` at a time, so that no launch takes longer than a
+/// submission may.
+pub(super) fn in_launches(client: &Client, cubes: u32, flop_per_cube: f64, mut launch: impl FnMut(u32, u32)) {
+    let Some(gpu) = gpu_device::current() else { return launch(0, cubes) };
+    let mut first = 0;
+    while first < cubes {
+        let count = ((gpu.pace().flop_per_launch() / flop_per_cube) as u32).clamp(1, MAX_CUBES.min(cubes - first));
+        launch(first, count);
+        gpu.pace().launched(client, flop_per_cube * f64::from(count));
+        first += count;
+    }
 }
 
 /// Names the backend once for the files beside this one.

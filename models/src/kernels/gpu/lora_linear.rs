@@ -1,11 +1,12 @@
-//! A projection with its LoRA branch: the packed product by its kernel, the thin ones by burn's operations.
+//! A projection with its LoRA branch: the way into few dimensions by burn's product, the way out of them and the residual by
+//! the packed product's own kernel.
 
 use burn::backend::tensor::FloatTensor;
 
-use super::device_matrix::{Gpu, primitive, tensor};
+use super::device_matrix::{Gpu, contiguous, primitive, tensor};
+use super::packed_linear::{Onto, Thin, multiply};
 use crate::ops::Frozen;
 use crate::ops::lora_linear::{Branch, LoraLinearKernel, LoraLinearOps};
-use crate::ops::packed_linear::PackedLinearOps;
 
 impl LoraLinearKernel for Gpu {
     fn lora_forward(
@@ -15,14 +16,12 @@ impl LoraLinearKernel for Gpu {
         scaling: f32,
         residual: Option<FloatTensor<Self>>,
     ) -> [FloatTensor<Self>; 2] {
-        let y = tensor(Self::packed_linear(x.clone(), weight.clone()));
-        let y = match residual {
-            Some(residual) => y + tensor(residual),
-            None => y,
-        };
-        let thin = tensor(x.clone()).matmul(tensor(a.clone()).transpose());
-        let y = y + thin.clone().mul_scalar(scaling).matmul(tensor(b.clone()).transpose());
-        [primitive(y), primitive(thin)]
+        let (residual, (b, _)) = (residual.map(|residual| contiguous(residual).0), contiguous(b.clone()));
+        let (thin, _) = contiguous(primitive(tensor(x.clone()).matmul(tensor(a.clone()).transpose())));
+        let branch = Thin { thin: &thin, wide: &b, is_transposed: false, scaling };
+        let onto = Onto { base: residual.as_ref(), branch: Some(branch) };
+        let y = multiply(x.clone(), weight, false, &onto);
+        [y, thin]
     }
 
     fn lora_backward(
@@ -33,12 +32,13 @@ impl LoraLinearKernel for Gpu {
     ) -> ([FloatTensor<Self>; 2], Option<FloatTensor<Self>>) {
         let Branch { a, b, thin, weight, scaling } = branch;
         let of_y = tensor(dy.clone());
-        let g = of_y.clone().matmul(tensor(b)).mul_scalar(scaling);
-        let da = g.clone().transpose().matmul(tensor(x));
+        let (thin_dy, _) = contiguous(primitive(of_y.clone().matmul(tensor(b))));
+        let da = tensor(thin_dy.clone()).transpose().matmul(tensor(x)).mul_scalar(scaling);
         let db = of_y.transpose().matmul(tensor(thin)).mul_scalar(scaling);
         let dx = with_dx.then(|| {
-            let through_base = tensor(Self::packed_linear_transposed(dy, weight));
-            primitive(through_base + g.matmul(tensor(a)))
+            let (a, _) = contiguous(a);
+            let branch = Thin { thin: &thin_dy, wide: &a, is_transposed: true, scaling };
+            multiply(dy, &weight, true, &Onto { base: None, branch: Some(branch) })
         });
         ([primitive(da), primitive(db)], dx)
     }

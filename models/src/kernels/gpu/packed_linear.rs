@@ -1,119 +1,233 @@
-//! `y = x · Wᵀ` and `dx = dy · W` on packed weights.
+//! `y = x · Wᵀ` and `dx = dy · W` on packed weights, and onto what is there already, and with a LoRA branch.
 //!
-//! A workgroup of [`UNITS`] computes [`UNITS`] outputs of [`tokens`](multiply) tokens: each unit owns one output, unpacks each of
-//! its weights once and uses it for all tokens, whose inputs are staged in workgroup memory, [`DEPTH`] at a time.
+//! **Many tokens**: a workgroup of [`UNITS`] makes a tile of `tile` tokens × [`OUTPUTS`] outputs, [`DEPTH`] terms of the sums
+//! at a time. It stages inputs (4 KiB) and weights (8 KiB) as floats in workgroup memory, then every unit adds 4 × 4 products
+//! a term to sums in registers: 8 reads of workgroup memory for 16 multiplications. A weight is read from memory and unpacked
+//! once for each tile of tokens. Rows of both staged tiles are one word longer than the tile, so that neither the stores of
+//! unpacked weights, 8 words apart, nor those of inputs meet in a bank; units that read together read neighbours or one word.
+//! Weights lie in memory in the order of their staging (see [`DeviceMatrix`]), so that neighbours read neighbours.
+//!
+//! **One token**: there is nothing to use a weight twice for, so nothing is staged. Units read neighbouring words, each sums
+//! its part of a row, and the parts are added in workgroup memory, in order.
+//!
+//! | tokens | tile | weights are read | workgroups for 576 → 1536, Q4 | idle |
+//! |---|---|---|---|---|
+//! | 1 | – | once | 96 | 0 |
+//! | 16 | 16 × 64 | once | 24 | 0 |
+//! | 128 | 32 × 64 | 4 times | 96 | 0 |
 
 use burn::backend::tensor::FloatTensor;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::device_matrix::{DeviceMatrix, Encoding, Gpu, Part, contiguous, empty, per_word, row_words};
+use super::device_matrix::{
+    BLOCK_COLS, BLOCK_ROWS, DeviceMatrix, Encoding, Gpu, Part, block_words, buffer, contiguous, empty, in_launches,
+};
 use crate::ops::Frozen;
 use crate::ops::packed_linear::PackedLinearOps;
 
-/// Units of a workgroup; every GPU allows 256.
-const UNITS: u32 = 64;
-/// Depth of the staged inputs: a block of weights.
+/// Units of a tile's workgroup: 16 beside 8.
+const UNITS: u32 = 128;
+/// Outputs of a tile: the rows of a block, or the columns of two.
+const OUTPUTS: u32 = 64;
+/// Terms that are staged at a time: the columns of a block, or half of its rows.
 const DEPTH: u32 = 32;
-/// Tokens of a tile where there are many: 16 sums a unit, and 2 KiB of workgroup memory.
-const MANY_TOKENS: u32 = 16;
+/// Floats from one staged term to the next: one more than there are outputs.
+const WEIGHT_STRIDE: u32 = OUTPUTS + 1;
+/// Units of a workgroup for one token: so many slices of the depth beside [`LANES`].
+const SLICES: u32 = 4;
+/// Words that a slice reads together.
+const LANES: u32 = 64;
+
+/// What a product is added to.
+#[derive(Clone)]
+pub(super) struct Onto<'a> {
+    /// Of the shape of the result.
+    pub(super) base: Option<&'a CubeTensor>,
+    /// Adds `scaling · thin · B`.
+    pub(super) branch: Option<Thin<'a>>,
+}
+
+/// A product through few dimensions: `thin` `[tokens, rank]`, `wide` `[outputs, rank]`, or `[rank, outputs]` where transposed.
+#[derive(Clone)]
+pub(super) struct Thin<'a> {
+    pub(super) thin: &'a CubeTensor,
+    pub(super) wide: &'a CubeTensor,
+    pub(super) is_transposed: bool,
+    pub(super) scaling: f32,
+}
 
 impl PackedLinearOps for Gpu {
     fn packed_linear(x: FloatTensor<Self>, weight: Frozen) -> FloatTensor<Self> {
-        multiply(x, &weight, false)
+        multiply(x, &weight, false, &Onto { base: None, branch: None })
     }
 
     fn packed_linear_transposed(dy: FloatTensor<Self>, weight: Frozen) -> FloatTensor<Self> {
-        multiply(dy, &weight, true)
+        multiply(dy, &weight, true, &Onto { base: None, branch: None })
     }
 }
 
-fn multiply(x: CubeTensor, weight: &Frozen, transposed: bool) -> CubeTensor {
+/// `x · Wᵀ`, or `x · W` where `transposed`, and what it is added to.
+pub(super) fn multiply(x: CubeTensor, weight: &Frozen, transposed: bool, onto: &Onto<'_>) -> CubeTensor {
     let (x, [tokens, _]) = contiguous(x);
     let matrix = weight.on_device(|matrix| DeviceMatrix::upload(matrix, &x.client));
-    let width = if transposed { matrix.cols } else { matrix.rows };
-    let y = empty(&x, tokens, width);
+    let y = empty(&x, tokens, if transposed { matrix.cols } else { matrix.rows });
+    let product = Product { x: &x, y: &y, tokens, matrix, transposed };
     for (index, part) in matrix.parts.iter().enumerate() {
-        launch(&x, &y, tokens, matrix, part, transposed, index > 0);
+        // Rows of a transposed product add up over the parts; else every part has outputs of its own.
+        let onto = match transposed && index > 0 {
+            true => &Onto { base: None, branch: None },
+            false => onto,
+        };
+        product.launch(part, onto, transposed && index > 0);
     }
     y
 }
 
-fn launch(
-    x: &CubeTensor,
-    y: &CubeTensor,
+/// One product with all of a matrix.
+struct Product<'a> {
+    x: &'a CubeTensor,
+    y: &'a CubeTensor,
     tokens: usize,
-    matrix: &DeviceMatrix,
-    part: &Part,
+    matrix: &'a DeviceMatrix,
     transposed: bool,
-    accumulate: bool,
-) {
-    let tile = if tokens == 1 { 1 } else { MANY_TOKENS };
-    let outputs = if transposed { matrix.cols } else { part.rows };
-    let count = CubeCount::Static((outputs as u32).div_ceil(UNITS), (tokens as u32).div_ceil(tile), 1);
-    let args = Sizes {
-        tokens: tokens as u32,
-        rows: part.rows as u32,
-        cols: matrix.cols as u32,
-        first_row: part.first_row as u32,
-        all_rows: matrix.rows as u32,
-        row_words: row_words(matrix.encoding, matrix.cols) as u32,
-    };
-    // SAFETY: every buffer is passed with its own length; the kernels read and write inside the sizes given, which are those
-    // of the buffers.
-    unsafe {
-        let buffer = |tensor: &CubeTensor, len: usize| BufferArg::from_raw_parts(tensor.handle.clone(), len);
-        let x_len = tokens * if transposed { matrix.rows } else { matrix.cols };
-        let y_len = tokens * if transposed { matrix.cols } else { matrix.rows };
-        let run = if transposed { backward_kernel::launch_unchecked } else { forward_kernel::launch_unchecked };
-        run(
-            &x.client,
-            count,
-            CubeDim::new_1d(UNITS),
-            buffer(x, x_len),
-            BufferArg::from_raw_parts(part.words.clone(), part.len_words),
-            BufferArg::from_raw_parts(part.scales.clone(), part.len_scales),
-            buffer(y, y_len),
-            args.tokens,
-            args.rows,
-            args.cols,
-            args.first_row,
-            args.all_rows,
-            args.row_words,
-            matrix.offset,
-            u32::from(accumulate),
-            matrix.encoding,
-            per_word(matrix.encoding) as u32,
-            tile,
-        );
+}
+
+impl Product<'_> {
+    fn launch(&self, part: &Part, onto: &Onto<'_>, accumulate: bool) {
+        let (tokens, matrix) = (self.tokens as u32, self.matrix);
+        let words = block_words(matrix.encoding) as u32;
+        let is_single = tokens == 1 && !self.transposed;
+        let outputs = if self.transposed { matrix.cols } else { part.rows } as u32;
+        let outputs_per_cube = if is_single { LANES / words } else { OUTPUTS };
+        let depth = if self.transposed { part.rows } else { matrix.cols };
+        let flop = 2.0 * f64::from(outputs_per_cube) * f64::from(tokens) * depth as f64;
+        in_launches(&self.x.client, outputs.div_ceil(outputs_per_cube), flop, |first, count| {
+            if is_single {
+                self.launch_single(part, onto, accumulate, first, count);
+            } else {
+                self.launch_tiles(part, onto, accumulate, first, count);
+            }
+        });
+    }
+
+    fn launch_tiles(&self, part: &Part, onto: &Onto<'_>, accumulate: bool, first: u32, count: u32) {
+        let (tokens, matrix) = (self.tokens as u32, self.matrix);
+        let tile = if tokens <= 16 { 16 } else { 32 };
+        let terms = Terms::of(self, onto, accumulate);
+        // The columns of the part's own rows, and those of all that its sums go over.
+        let (own, all) = ((part.first_row as u32, matrix.rows as u32), (0, matrix.cols as u32));
+        let ((x_first, x_stride), (y_first, y_stride)) = if self.transposed { (own, all) } else { (all, own) };
+        // SAFETY: every buffer is passed with its own length; the kernel reads and writes inside the sizes given, which are
+        // those of the buffers, and a part's words are whole blocks.
+        unsafe {
+            tile_kernel::launch_unchecked(
+                &self.x.client,
+                CubeCount::Static(count, tokens.div_ceil(tile), 1),
+                CubeDim::new_1d(UNITS),
+                buffer(self.x),
+                BufferArg::from_raw_parts(part.words.clone(), part.len_words),
+                BufferArg::from_raw_parts(part.scales.clone(), part.len_scales),
+                buffer(terms.base),
+                buffer(terms.thin),
+                buffer(terms.wide),
+                buffer(self.y),
+                first,
+                tokens,
+                part.rows as u32,
+                matrix.cols as u32,
+                x_first,
+                x_stride,
+                y_first,
+                y_stride,
+                matrix.offset,
+                terms.rank,
+                terms.scaling,
+                terms.wide_strides[0],
+                terms.wide_strides[1],
+                terms.mode,
+                matrix.encoding,
+                block_words(matrix.encoding) as u32,
+                tile / 8,
+                self.transposed,
+            );
+        }
+    }
+
+    fn launch_single(&self, part: &Part, onto: &Onto<'_>, accumulate: bool, first: u32, count: u32) {
+        let matrix = self.matrix;
+        let terms = Terms::of(self, onto, accumulate);
+        // SAFETY: as above.
+        unsafe {
+            single_kernel::launch_unchecked(
+                &self.x.client,
+                CubeCount::Static(count, 1, 1),
+                CubeDim::new_1d(SLICES * LANES),
+                buffer(self.x),
+                BufferArg::from_raw_parts(part.words.clone(), part.len_words),
+                BufferArg::from_raw_parts(part.scales.clone(), part.len_scales),
+                buffer(terms.base),
+                buffer(terms.thin),
+                buffer(terms.wide),
+                buffer(self.y),
+                first,
+                part.rows as u32,
+                matrix.cols as u32,
+                part.first_row as u32,
+                matrix.offset,
+                terms.rank,
+                terms.scaling,
+                terms.wide_strides[0],
+                terms.wide_strides[1],
+                terms.mode,
+                matrix.encoding,
+                block_words(matrix.encoding) as u32,
+            );
+        }
     }
 }
 
-/// The sizes that both kernels are told.
-struct Sizes {
-    tokens: u32,
-    rows: u32,
-    cols: u32,
-    first_row: u32,
-    all_rows: u32,
-    row_words: u32,
+/// Nothing is added.
+const ALONE: u32 = 0;
+/// The base is added.
+const ONTO_BASE: u32 = 1;
+/// What the result holds already is added.
+const ONTO_ITSELF: u32 = 2;
+
+/// What is added to a product, in the form that kernels take it in. A buffer that is not read is the input's.
+struct Terms<'a> {
+    base: &'a CubeTensor,
+    thin: &'a CubeTensor,
+    wide: &'a CubeTensor,
+    rank: u32,
+    scaling: f32,
+    /// From one output to the next, and from one dimension of the rank to the next.
+    wide_strides: [u32; 2],
+    mode: u32,
 }
 
-/// The weight at `row`, `col` of a part.
+impl<'a> Terms<'a> {
+    fn of(product: &Product<'a>, onto: &Onto<'a>, accumulate: bool) -> Self {
+        let mode = match onto.base {
+            Some(_) => ONTO_BASE,
+            None if accumulate => ONTO_ITSELF,
+            None => ALONE,
+        };
+        let base = onto.base.unwrap_or(product.x);
+        let Some(Thin { thin, wide, is_transposed, scaling }) = onto.branch.clone() else {
+            let (thin, wide) = (product.x, product.x);
+            return Self { base, thin, wide, rank: 0, scaling: 0.0, wide_strides: [0, 0], mode };
+        };
+        let [_, rank] = burn::backend::TensorMetadata::shape(thin).dims::<2>();
+        let outputs = if product.transposed { product.matrix.cols } else { product.matrix.rows } as u32;
+        let wide_strides = if is_transposed { [1, outputs] } else { [rank as u32, 1] };
+        Self { base, thin, wide, rank: rank as u32, scaling, wide_strides, mode }
+    }
+}
+
+/// The weight at `place` of a word, before scaling where it is a quant.
 #[cube]
-fn weight_at(
-    words: &[u32],
-    scales: &[f32],
-    row: u32,
-    col: u32,
-    cols: u32,
-    row_words: u32,
-    offset: f32,
-    #[comptime] encoding: Encoding,
-    #[comptime] per_word: u32,
-) -> f32 {
-    let word = words[(row * row_words + col / per_word) as usize];
-    let place = col % per_word;
+fn unpack(word: u32, place: u32, offset: f32, #[comptime] encoding: Encoding) -> f32 {
     if comptime!(matches!(encoding, Encoding::F32)) {
         f32::reinterpret(word)
     } else if comptime!(matches!(encoding, Encoding::Bf16)) {
@@ -128,135 +242,229 @@ fn weight_at(
         let normal = f32::reinterpret(((exponent + 112) << 23) | (mantissa << 13));
         let magnitude = select(exponent == 0, small, normal);
         f32::reinterpret(u32::reinterpret(magnitude) | sign)
+    } else if comptime!(matches!(encoding, Encoding::Bits8)) {
+        f32::cast_from((word >> (place * 8)) & 255) - offset
     } else {
-        let bits = comptime!(32 / per_word);
-        let mask = comptime!((1u32 << (32 / per_word)) - 1);
-        let quant = (word >> (place * bits)) & mask;
-        let block = (row * (cols / 32) + col / 32) * 2;
-        (f32::cast_from(quant) - offset) * scales[block as usize] + scales[(block + 1) as usize]
+        f32::cast_from((word >> (place * 4)) & 15) - offset
     }
 }
 
+/// What a sum is added to.
+#[cube]
+fn added(
+    base: &[f32],
+    thin: &[f32],
+    wide: &[f32],
+    own: f32,
+    to: u32,
+    token: u32,
+    output: u32,
+    rank: u32,
+    scaling: f32,
+    output_stride: u32,
+    rank_stride: u32,
+    mode: u32,
+) -> f32 {
+    let mut branch = 0.0f32;
+    for r in 0..rank {
+        branch += thin[(token * rank + r) as usize] * wide[(output * output_stride + r * rank_stride) as usize];
+    }
+    let from_base = select(mode == ONTO_BASE, base[select(mode == ONTO_BASE, to, 0) as usize], 0.0);
+    select(mode == ONTO_ITSELF, own, from_base) + scaling * branch
+}
+
 #[cube(launch_unchecked)]
-fn forward_kernel(
+fn tile_kernel(
     x: &[f32],
     words: &[u32],
     scales: &[f32],
+    base: &[f32],
+    thin: &[f32],
+    wide: &[f32],
     y: &mut [f32],
+    first_tile: u32,
     tokens: u32,
     rows: u32,
     cols: u32,
-    first_row: u32,
-    all_rows: u32,
-    row_words: u32,
+    x_first: u32,
+    x_stride: u32,
+    y_first: u32,
+    y_stride: u32,
     offset: f32,
-    _accumulate: u32,
+    rank: u32,
+    scaling: f32,
+    output_stride: u32,
+    rank_stride: u32,
+    mode: u32,
     #[comptime] encoding: Encoding,
-    #[comptime] per_word: u32,
-    #[comptime] tile: u32,
+    #[comptime] block_words: u32,
+    #[comptime] steps: u32,
+    #[comptime] transposed: bool,
 ) {
-    let row = CUBE_POS_X * UNITS + UNIT_POS_X;
+    let tile = comptime!(8 * steps);
+    let token_stride = comptime!(8 * steps + 1);
+    let per_word = comptime!(BLOCK_COLS / block_words);
+    let first_output = (first_tile + CUBE_POS_X) * OUTPUTS;
     let first_token = CUBE_POS_Y * tile;
-    let mut staged = Shared::<[f32]>::new_slice(comptime!((tile * DEPTH) as usize));
-    let mut sums = Array::<f32>::new(comptime!(tile as usize));
+    let col_blocks = cols.div_ceil(BLOCK_COLS);
+    let (beside, below) = (UNIT_POS_X % 16, UNIT_POS_X / 16);
+    let mut inputs = Shared::<[f32]>::new_slice(comptime!((DEPTH * (8 * steps + 1)) as usize));
+    let mut weights = Shared::<[f32]>::new_slice(comptime!((DEPTH * WEIGHT_STRIDE) as usize));
+    let mut sums = Array::<f32>::new(comptime!((4 * steps) as usize));
     #[unroll]
-    for token in 0..tile {
-        sums[token as usize] = 0.0;
+    for index in 0..comptime!(4 * steps) {
+        sums[index as usize] = 0.0;
     }
+    let terms = if comptime!(transposed) { rows } else { cols };
+    let outputs = if comptime!(transposed) { cols } else { rows };
     let mut depth = 0u32;
-    while depth < cols {
+    while depth < terms {
         let mut index = UNIT_POS_X;
         while index < tile * DEPTH {
-            let token = first_token + index / DEPTH;
-            let col = depth + index % DEPTH;
-            let inside = token < tokens && col < cols;
-            let from = select(inside, token * cols + col, 0);
-            staged[index as usize] = select(inside, x[from as usize], 0.0);
+            let (token, term) = (index / DEPTH, index % DEPTH);
+            let inside = first_token + token < tokens && depth + term < terms;
+            let from = select(inside, (first_token + token) * x_stride + x_first + depth + term, 0);
+            inputs[(term * token_stride + token) as usize] = select(inside, x[from as usize], 0.0);
+            index += UNITS;
+        }
+        let mut index = UNIT_POS_X;
+        while index < DEPTH * OUTPUTS / per_word {
+            let word = index % block_words;
+            let line = index / block_words;
+            // A line is one row of one block: forward an output, transposed a term of the first or second block.
+            let mut block = (first_output / BLOCK_ROWS) * col_blocks + depth / BLOCK_COLS;
+            let mut row = line;
+            if comptime!(transposed) {
+                // The second block may be beyond the last: then the last is read, for outputs that are not there.
+                let block_col = first_output / BLOCK_COLS + line / DEPTH;
+                block = (depth / BLOCK_ROWS) * col_blocks + select(block_col < col_blocks, block_col, col_blocks - 1);
+                row = depth % BLOCK_ROWS + line % DEPTH;
+            }
+            let at = block * BLOCK_ROWS + row;
+            let bits = words[(at * block_words + word) as usize];
+            let mut scale = 1.0f32;
+            let mut minimum = 0.0f32;
+            if comptime!(matches!(encoding, Encoding::Bits4 | Encoding::Bits8)) {
+                scale = scales[(at * 2) as usize];
+                minimum = scales[(at * 2 + 1) as usize];
+            }
+            #[unroll]
+            for place in 0..per_word {
+                let weight = unpack(bits, place, offset, encoding) * scale + minimum;
+                let col = word * per_word + place;
+                let mut to = col * WEIGHT_STRIDE + line;
+                if comptime!(transposed) {
+                    to = (line % DEPTH) * WEIGHT_STRIDE + (line / DEPTH) * BLOCK_COLS + col;
+                }
+                weights[to as usize] = weight;
+            }
             index += UNITS;
         }
         sync_cube();
-        if row < rows {
-            let end = select(cols - depth < DEPTH, cols - depth, DEPTH);
-            for step in 0..end {
-                let weight = weight_at(words, scales, row, depth + step, cols, row_words, offset, encoding, per_word);
+        for term in 0..DEPTH {
+            #[unroll]
+            for j in 0..4u32 {
+                let weight = weights[(term * WEIGHT_STRIDE + beside + 16 * j) as usize];
                 #[unroll]
-                for token in 0..tile {
-                    sums[token as usize] += weight * staged[(token * DEPTH + step) as usize];
+                for i in 0..steps {
+                    let input = inputs[(term * token_stride + below + 8 * i) as usize];
+                    sums[(i * 4 + j) as usize] += weight * input;
                 }
             }
         }
         sync_cube();
         depth += DEPTH;
     }
-    if row < rows {
+    #[unroll]
+    for i in 0..steps {
         #[unroll]
-        for token in 0..tile {
-            if first_token + token < tokens {
-                y[((first_token + token) * all_rows + first_row + row) as usize] = sums[token as usize];
+        for j in 0..4u32 {
+            let (token, output) = (first_token + below + 8 * i, first_output + beside + 16 * j);
+            if token < tokens && output < outputs {
+                let to = token * y_stride + y_first + output;
+                let sum = sums[(i * 4 + j) as usize];
+                y[to as usize] = sum
+                    + added(
+                        base,
+                        thin,
+                        wide,
+                        y[to as usize],
+                        to,
+                        token,
+                        y_first + output,
+                        rank,
+                        scaling,
+                        output_stride,
+                        rank_stride,
+                        mode,
+                    );
             }
         }
     }
 }
 
 #[cube(launch_unchecked)]
-fn backward_kernel(
-    dy: &[f32],
+fn single_kernel(
+    x: &[f32],
     words: &[u32],
     scales: &[f32],
-    dx: &mut [f32],
-    tokens: u32,
+    base: &[f32],
+    thin: &[f32],
+    wide: &[f32],
+    y: &mut [f32],
+    first_cube: u32,
     rows: u32,
     cols: u32,
     first_row: u32,
-    all_rows: u32,
-    row_words: u32,
     offset: f32,
-    accumulate: u32,
+    rank: u32,
+    scaling: f32,
+    output_stride: u32,
+    rank_stride: u32,
+    mode: u32,
     #[comptime] encoding: Encoding,
-    #[comptime] per_word: u32,
-    #[comptime] tile: u32,
+    #[comptime] block_words: u32,
 ) {
-    let col = CUBE_POS_X * UNITS + UNIT_POS_X;
-    let first_token = CUBE_POS_Y * tile;
-    let mut staged = Shared::<[f32]>::new_slice(comptime!((tile * DEPTH) as usize));
-    let mut sums = Array::<f32>::new(comptime!(tile as usize));
-    #[unroll]
-    for token in 0..tile {
-        sums[token as usize] = 0.0;
-    }
-    let mut depth = 0u32;
-    while depth < rows {
-        let mut index = UNIT_POS_X;
-        while index < tile * DEPTH {
-            let token = first_token + index / DEPTH;
-            let row = depth + index % DEPTH;
-            let inside = token < tokens && row < rows;
-            let from = select(inside, token * all_rows + first_row + row, 0);
-            staged[index as usize] = select(inside, dy[from as usize], 0.0);
-            index += UNITS;
-        }
-        sync_cube();
-        if col < cols {
-            let end = select(rows - depth < DEPTH, rows - depth, DEPTH);
-            for step in 0..end {
-                let weight = weight_at(words, scales, depth + step, col, cols, row_words, offset, encoding, per_word);
-                #[unroll]
-                for token in 0..tile {
-                    sums[token as usize] += weight * staged[(token * DEPTH + step) as usize];
-                }
-            }
-        }
-        sync_cube();
-        depth += DEPTH;
-    }
-    if col < cols {
+    let per_word = comptime!(BLOCK_COLS / block_words);
+    let rows_per_cube = comptime!(LANES / block_words);
+    let (slice, lane) = (UNIT_POS_X / LANES, UNIT_POS_X % LANES);
+    let (row, word) = ((first_cube + CUBE_POS_X) * rows_per_cube + lane / block_words, lane % block_words);
+    let col_blocks = cols.div_ceil(BLOCK_COLS);
+    let mut parts = Shared::<[f32]>::new_slice(comptime!((SLICES * LANES) as usize));
+    let mut sum = 0.0f32;
+    let mut block = slice;
+    while block < col_blocks {
+        // Rows up to the end of the last block are there, as zeros.
+        let at = ((row / BLOCK_ROWS) * col_blocks + block) * BLOCK_ROWS + row % BLOCK_ROWS;
+        let bits = words[(at * block_words + word) as usize];
+        let first_col = block * BLOCK_COLS + word * per_word;
+        let mut products = 0.0f32;
+        let mut inputs = 0.0f32;
         #[unroll]
-        for token in 0..tile {
-            if first_token + token < tokens {
-                let to = ((first_token + token) * cols + col) as usize;
-                let before = select(accumulate == 1, dx[to], 0.0);
-                dx[to] = before + sums[token as usize];
-            }
+        for place in 0..per_word {
+            let inside = first_col + place < cols;
+            let input = select(inside, x[select(inside, first_col + place, 0) as usize], 0.0);
+            products += unpack(bits, place, offset, encoding) * input;
+            inputs += input;
         }
+        if comptime!(matches!(encoding, Encoding::Bits4 | Encoding::Bits8)) {
+            sum += products * scales[(at * 2) as usize] + inputs * scales[(at * 2 + 1) as usize];
+        } else {
+            sum += products;
+        }
+        block += SLICES;
+    }
+    parts[UNIT_POS_X as usize] = sum;
+    sync_cube();
+    let own_row = (first_cube + CUBE_POS_X) * rows_per_cube + UNIT_POS_X;
+    if UNIT_POS_X < rows_per_cube && own_row < rows {
+        let mut total = 0.0f32;
+        for index in 0..SLICES * block_words {
+            let from = (index / block_words) * LANES + UNIT_POS_X * block_words + index % block_words;
+            total += parts[from as usize];
+        }
+        let to = first_row + own_row;
+        y[to as usize] =
+            total + added(base, thin, wide, y[to as usize], to, 0, to, rank, scaling, output_stride, rank_stride, mode);
     }
 }

@@ -1,0 +1,242 @@
+//! What only a GPU can do wrong: be lost, be too small, be slow, differ from the CPU or from itself.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cubecl_runtime::logging::{LaunchObservation, LaunchObserver};
+use mynah::learn::{
+    Ilora, LearnError, LearnerState, Moment, OptimizerConfig, Row, StepLog, StepRows, Trainer, TrainerConfig,
+};
+use mynah::session::{Interaction, LearnRequest};
+use mynah::{Budget, DeviceChoice, Learner, Session};
+use mynah_models::adapter::{Adapter, LoraConfig};
+use mynah_models::{ComputeDevice, ComputeError, Model, Precision, Stop, TokenBatch};
+use mynah_tests::{skip, stories};
+
+/// Two devices sum in another order; AdamW's division lets what is left of it grow where gradients are near zero. In units
+/// of the learning rate, which is what a step moves a value by at most: a hundredth of a step.
+const STEPS_APART: f32 = 1e-2;
+const LEARNING_RATE: f64 = 1e-3;
+
+/// The GPU, or a word on why the test is skipped.
+fn gpu(test: &str) -> Option<ComputeDevice> {
+    match ComputeDevice::gpu() {
+        Ok(device) => Some(device),
+        Err(error) => {
+            skip(test, &error.to_string(), "MYNAH_REQUIRE_GPU");
+            None
+        }
+    }
+}
+
+/// Tests that lose the process's GPU must not do so under another's feet.
+static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Counts launches, and destroys a device at one of them.
+struct Loss {
+    at: u64,
+    seen: AtomicU64,
+    device: ComputeDevice,
+}
+
+impl LaunchObserver for Loss {
+    fn launched(&self, _: &'static str) {
+        if self.seen.fetch_add(1, Ordering::Relaxed) == self.at {
+            self.device.wgpu().unwrap().device.destroy();
+        }
+    }
+}
+
+fn losing(device: &ComputeDevice, at: u64) -> (Arc<Loss>, LaunchObservation) {
+    let loss = Arc::new(Loss { at, seen: AtomicU64::new(0), device: device.clone() });
+    (Arc::clone(&loss), LaunchObservation::new(loss))
+}
+
+fn rows(seed: u32) -> Vec<Vec<u32>> {
+    let token = |row: u32, at: u32| 3 + (seed * 131 + row * 37 + at * 17) % 500;
+    (0..2).map(|row| (0..6 + row * 3).map(|at| token(row, at)).collect()).collect()
+}
+
+fn as_rows(rows: &[Vec<u32>]) -> Vec<Row<'_>> {
+    rows.iter().map(|tokens| Row { tokens, prompt_len: 2 }).collect()
+}
+
+fn fresh(model: &Model) -> LearnerState {
+    LearnerState::new(Adapter::init(model.config(), &LoraConfig { rank: 4, ..LoraConfig::default() }, 3).unwrap())
+}
+
+fn config() -> TrainerConfig {
+    let optimizer = OptimizerConfig { learning_rate: LEARNING_RATE, ..OptimizerConfig::default() };
+    TrainerConfig { optimizer, ..TrainerConfig::default() }
+}
+
+/// One I-LoRA step over made-up rows.
+fn step(model: &Model, state: &mut LearnerState, steps_done: u64) -> Result<StepLog, LearnError> {
+    let (new, replayed) = (rows(1), rows(10 + steps_done as u32));
+    let rows = StepRows { new: as_rows(&new), replayed: as_rows(&replayed) };
+    let moment = Moment { steps_done, steps_total: 20 };
+    Trainer::new(model, Ilora::DEFAULT, config()).step(state, &rows, moment, &Stop::new())
+}
+
+fn bits(adapter: &Adapter) -> Vec<u32> {
+    adapter.values().iter().map(|value| value.to_bits()).collect()
+}
+
+/// The furthest that two adapters are apart, in steps of the learning rate.
+fn apart(a: &Adapter, b: &Adapter) -> f32 {
+    let furthest = a.values().iter().zip(b.values()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    furthest / LEARNING_RATE as f32
+}
+
+/// Where the loss falls: spread over the step, the same ones each time.
+fn moments(launches: u64, count: u64) -> impl Iterator<Item = u64> {
+    (0..count).map(move |index| (index * launches + (index * 7919) % launches) / count)
+}
+
+/// Loses the GPU at so many launches of the second step, and takes the step again on a new one each time.
+fn lose_at(losses: u64) {
+    let _alone = alone();
+    let Some(device) = gpu("losing a GPU") else { return };
+    let mut model = Model::load(&stories::gguf(), &device).unwrap();
+    let mut undisturbed = fresh(&model);
+    step(&model, &mut undisturbed, 1).unwrap();
+    let (counted, observation) = losing(&device, u64::MAX);
+    step(&model, &mut undisturbed, 2).unwrap();
+    drop(observation);
+    let launches = counted.seen.load(Ordering::Relaxed);
+
+    let mut state = fresh(&model);
+    step(&model, &mut state, 1).unwrap();
+    for at in moments(launches, losses) {
+        let (_, observation) = losing(model.device(), at);
+        let before = (bits(&state.fast), bits(&state.slow), state.optimizer.clone());
+        let error = step(&model, &mut state, 2).unwrap_err();
+        drop(observation);
+        assert!(matches!(error, LearnError::Compute(ComputeError::DeviceLost { .. })), "at {at}: {error}");
+        assert!(before == (bits(&state.fast), bits(&state.slow), state.optimizer.clone()), "changed by a loss at {at}");
+        let device = ComputeDevice::gpu().unwrap();
+        model = Model::load(&stories::gguf(), &device).unwrap();
+    }
+    step(&model, &mut state, 2).unwrap();
+    assert!(bits(&state.fast) == bits(&undisturbed.fast) && bits(&state.slow) == bits(&undisturbed.slow));
+    let cpu = Model::load(&stories::gguf(), &ComputeDevice::cpu()).unwrap();
+    let mut on_cpu = fresh(&cpu);
+    for steps_done in 1..=2 {
+        step(&cpu, &mut on_cpu, steps_done).unwrap();
+    }
+    let far = apart(&on_cpu.fast, &undisturbed.fast);
+    assert!(far < STEPS_APART, "{far} steps apart");
+}
+
+#[test]
+fn a_gpu_lost_in_a_step_is_an_error_and_leaves_the_state_whole() {
+    lose_at(4);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_gpu_lost_at_any_of_fifty_launches_leaves_the_state_whole() {
+    lose_at(50);
+}
+
+fn facts() -> [Interaction; 2] {
+    ["red", "blue"].map(|colour| Interaction::raw("colours", format!("A {colour} ball is"), colour))
+}
+
+#[test]
+fn a_session_learns_on_through_losses_and_changes_of_device() {
+    let _alone = alone();
+    if gpu("a session that loses its GPU").is_none() {
+        return;
+    }
+    let learned = |disturb: &mut dyn FnMut(&mut Session, u64)| {
+        let optimizer = OptimizerConfig { learning_rate: LEARNING_RATE, ..OptimizerConfig::default() };
+        let trainer = TrainerConfig { optimizer, ..TrainerConfig::default() };
+        // A GPU computes in f32 whatever the precision, and is compared with the CPU.
+        let builder = Session::builder(stories::gguf()).end_token(stories::END_TOKEN).precision(Precision::Exact);
+        let mut session = builder.trainer(trainer).open().unwrap();
+        session.observe_batch(&facts()).unwrap();
+        let request = LearnRequest { steps: Some(4), ..LearnRequest::default() };
+        for step in 0..4 {
+            disturb(&mut session, step);
+            let report = session.learn(&request, Budget::steps(1)).unwrap();
+            assert_eq!(report.steps_done, step + 1);
+        }
+        session.adapter(Learner::Slow).clone()
+    };
+    let calm = learned(&mut |_, _| ());
+    let disturbed = learned(&mut |session, step| {
+        let setup = session.model().device().wgpu().cloned();
+        match (step, setup) {
+            (0 | 3, _) => session.set_device(DeviceChoice::Gpu).unwrap(),
+            (2, _) => session.set_device(DeviceChoice::Cpu).unwrap(),
+            (_, Some(setup)) => setup.device.destroy(),
+            (_, None) => panic!("on the CPU before step {step}"),
+        }
+    });
+    let far = apart(&calm, &disturbed);
+    assert!(far < STEPS_APART, "{far} steps apart");
+}
+
+#[test]
+fn a_session_keeps_its_precision_on_every_device() {
+    let _alone = alone();
+    if gpu("the precision of a session that changes its device").is_none() {
+        return;
+    }
+    let builder = Session::builder(stories::gguf()).end_token(stories::END_TOKEN).precision(Precision::Fast);
+    let mut session = builder.open().unwrap();
+    session.observe_batch(&facts()).unwrap();
+    session.set_device(DeviceChoice::Gpu).unwrap();
+    assert_eq!(session.model().device().precision(), Precision::Fast);
+    session.model().device().wgpu().unwrap().device.destroy();
+    session.learn(&LearnRequest::default(), Budget::steps(1)).unwrap();
+    assert!(session.notice().is_some(), "the loss was not met");
+    assert_eq!(session.model().device().precision(), Precision::Fast);
+    session.set_device(DeviceChoice::Cpu).unwrap();
+    assert_eq!(session.model().device().precision(), Precision::Fast);
+}
+
+#[test]
+fn a_tensor_that_no_buffer_holds_is_refused_with_its_size() {
+    let _alone = alone();
+    let Some(device) = gpu("a tensor too large") else { return };
+    let model = Model::load(&stories::gguf(), &device).unwrap();
+    let limit = device.max_tensor_bytes().unwrap();
+    let width = model.config().intermediate_size as u64;
+    let (rows, cols) = ((limit / (4 * width * 64) + 1) as usize, 64);
+    let batch = TokenBatch::new(vec![5; rows * cols], rows, cols).unwrap();
+    let error = model.forward(&batch, None, &Stop::new()).unwrap_err();
+    let ComputeError::TensorTooLarge { bytes, limit: said, .. } = &error else { panic!("{error}") };
+    assert!(*bytes > limit && *said == limit);
+    assert!(error.to_string().contains(&format!("{bytes} bytes")), "{error}");
+    let fits = TokenBatch::new(vec![5; 64], 1, 64).unwrap();
+    device.read(model.forward(&fits, None, &Stop::new()).unwrap()).unwrap();
+}
+
+fn twenty_steps(model: &Model) -> LearnerState {
+    let mut state = fresh(model);
+    for steps_done in 1..=20 {
+        step(model, &mut state, steps_done).unwrap();
+    }
+    state
+}
+
+#[test]
+fn twenty_steps_agree_with_the_cpu_and_repeat_to_the_bit() {
+    let _alone = alone();
+    let Some(device) = gpu("twenty steps on a GPU") else { return };
+    let on = |device: &ComputeDevice| twenty_steps(&Model::load(&stories::gguf(), device).unwrap());
+    let (first, second, cpu) = (on(&device), on(&device), on(&ComputeDevice::cpu()));
+    let moved = apart(&cpu.fast, &fresh(&Model::load(&stories::gguf(), &device).unwrap()).fast);
+    assert!(moved > 5.0, "twenty steps moved values by {moved} at most");
+    assert!(bits(&first.fast) == bits(&second.fast) && bits(&first.slow) == bits(&second.slow));
+    for (found, expected) in [(&first.fast, &cpu.fast), (&first.slow, &cpu.slow)] {
+        let far = apart(found, expected);
+        assert!(far < 20.0 * STEPS_APART, "{far} steps apart");
+    }
+}
