@@ -1,6 +1,7 @@
 //! Black-box tests of the whole, in one binary: what takes long is linking burn.
 
 mod ffi;
+mod fuzz_corpus;
 mod golden;
 mod methods;
 mod precision;

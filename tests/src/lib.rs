@@ -1,6 +1,7 @@
 //! Fixtures and check functions of the black-box tests, and the program `reference` that holds a folder of golden numbers
 //! against the runtime.
 
+pub mod fuzz;
 pub mod golden;
 pub mod reference;
 pub mod stories;

@@ -8,7 +8,7 @@ use super::{TOKENIZER, crc32c};
 
 const BLOCK_BYTES: usize = 1024;
 const BLOCKS: usize = 4;
-const SEGMENT_HEADER_BYTES: usize = 96;
+const SEGMENT_HEADER_BYTES: usize = 128;
 const FRAME_HEADER_BYTES: usize = 24;
 type Flash = SimFlash<8, BLOCK_BYTES>;
 
@@ -82,16 +82,32 @@ fn use_log(image: Vec<u8>) {
 }
 
 /// Makes the checksums of the header and of the frames after it those of what they cover, and their links those of
-/// what stands before them.
+/// what stands before them. The version is 1 or 2, as a bit of the bytes says.
 fn put_checksums_right(segment: &mut [u8]) {
     segment[..8].copy_from_slice(b"MYNAHLOG");
-    segment[8..12].copy_from_slice(&[1, 0, segment[10], 0]);
+    let version = 1 + (segment[8] & 1);
+    segment[8..10].copy_from_slice(&[version, 0]);
+    let flags = if version == 1 { 0 } else { segment[10] & 3 };
+    segment[10..12].copy_from_slice(&[flags, 0]);
     segment[12..16].copy_from_slice(&(BLOCK_BYTES as u32).to_le_bytes());
     segment[44..46].copy_from_slice(&8_u16.to_le_bytes());
     segment[48..80].copy_from_slice(&TOKENIZER);
-    let mut link = crc32c(&[&segment[..92]]);
+    let link = crc32c(&[&segment[..92]]);
     segment[92..96].copy_from_slice(&link);
-    let mut rest = &mut segment[SEGMENT_HEADER_BYTES..];
+    let header_bytes = if version == 1 { 96 } else { SEGMENT_HEADER_BYTES };
+    let (header, frames) = segment.split_at_mut(header_bytes);
+    let [first, last] = link_frames(frames, link);
+    if version == 2 {
+        header[116..120].copy_from_slice(&last);
+        header[120..124].copy_from_slice(&first);
+        let crc = crc32c(&[&header[92..124]]);
+        header[124..128].copy_from_slice(&crc);
+    }
+}
+
+/// Puts checksums and links of frames right; returns the first and the last checksum.
+fn link_frames(mut rest: &mut [u8], mut link: [u8; 4]) -> [[u8; 4]; 2] {
+    let mut first = None;
     while rest.len() >= FRAME_HEADER_BYTES && rest[0] != 0xFF {
         rest[0] = 0xA5;
         let payload_bytes = usize::from(u16::from_le_bytes([rest[4], rest[5]])).min(rest.len() - FRAME_HEADER_BYTES);
@@ -100,7 +116,9 @@ fn put_checksums_right(segment: &mut [u8]) {
         let end = FRAME_HEADER_BYTES + payload_bytes;
         link = crc32c(&[&rest[..8], &rest[12..end]]);
         rest[8..12].copy_from_slice(&link);
+        first.get_or_insert(link);
         let next = end.next_multiple_of(8).min(rest.len());
         rest = &mut rest[next..];
     }
+    [first.unwrap_or(link), link]
 }

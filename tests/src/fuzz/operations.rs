@@ -77,7 +77,8 @@ fn append(log: &mut ReplayLog<Flash>, after: &mut Live, at: u32, a: u8, b: u8) -
 
 /// Removes one or two records that are there.
 fn remove(log: &mut ReplayLog<Flash>, after: &mut Live, a: u8, b: u8) -> bool {
-    let mut ids: Vec<ExampleId> = [a, b].iter().filter_map(|&at| after.keys().nth(usize::from(at) % after.len().max(1))).copied().collect();
+    let mut ids: Vec<ExampleId> =
+        [a, b].iter().filter_map(|&at| after.keys().nth(usize::from(at) % after.len().max(1))).copied().collect();
     ids.dedup();
     ids.iter().for_each(|id| drop(after.remove(id)));
     log.remove_all(&ids).is_ok()

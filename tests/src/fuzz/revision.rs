@@ -19,9 +19,14 @@ pub fn revision(data: &[u8]) {
     // A newer format is refused, as it should be: going on from an older state would lose it.
     let Ok((mut store, report)) = RevisionStore::open(folder.path(), &identity) else { return };
     if let Some(newest) = &report.newest {
-        let revision = store.load(newest.number).expect("the newest revision was read in full when the store was opened");
+        let revision =
+            store.load(newest.number).expect("the newest revision was read in full when the store was opened");
         for name in revision.section_names() {
-            revision.bytes(name).map(<[u8]>::len).or_else(|_| revision.f32s(name).map(<[f32]>::len)).expect("one of the two");
+            revision
+                .bytes(name)
+                .map(<[u8]>::len)
+                .or_else(|_| revision.f32s(name).map(<[f32]>::len))
+                .expect("one of the two");
         }
     }
     let sections = [("state", SectionData::Bytes(data)), ("fast", SectionData::F32(&[1.0, -2.5]))];
