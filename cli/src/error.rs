@@ -97,6 +97,16 @@ pub(crate) enum CliError {
     /// Ctrl-C, where nothing is left to report.
     #[error("cancelled")]
     Cancelled,
+    /// A file that the user named cannot be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// Only the store's model can tell.
+    #[error("{what}, the store's model is needed")]
+    ModelNeeded { what: &'static str },
     /// A file that the user named cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
@@ -132,7 +142,8 @@ impl CliError {
             Self::Cache(CacheError::Cancelled) => "cancelled",
             Self::Cache(_) => "cache",
             Self::Suite(_) => "suite",
-            Self::Stdout { .. } | Self::Stdin { .. } | Self::Read { .. } => "io",
+            Self::Stdout { .. } | Self::Stdin { .. } | Self::Read { .. } | Self::Write { .. } => "io",
+            Self::ModelNeeded { .. } => "model_needed",
             Self::Encode { .. } => "internal",
             Self::Session(error) => error.kind(),
             Self::Load(_) => "load",
@@ -189,6 +200,10 @@ impl CliError {
             }
             Self::UnknownTask { known, .. } => Some(format!("its tasks are: {}", known.join(", "))),
             Self::StoreExists { .. } => Some("name a folder that is not there yet".into()),
+            Self::ModelNeeded { .. } => Some("name it with -m".into()),
+            Self::Write { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => {
+                Some("name a file that is not there yet".into())
+            }
             Self::NoStore { .. } => Some("check the path; `learn` and `chat` make a store".into()),
             Self::Suite(SuiteError::Empty { .. } | SuiteError::Line { .. }) => {
                 Some("each line is {\"prompt\": \"...\", \"answer\": \"...\"}, and both have text".into())

@@ -4,6 +4,7 @@ use mynah::SessionBuilder;
 use mynah::learn::{
     Cadence, ConsistencyForm, Er, HiddenLayers, Ilora, Method, Retention, Sequential, TokenScope, TrainerConfig,
 };
+use mynah::replay::Policy;
 use mynah::session::LearnRequest;
 use mynah_models::adapter::LoraConfig;
 
@@ -22,7 +23,7 @@ pub(crate) struct MethodArgs {
     learning_rate: Option<f64>,
     /// Megabytes that a step may take beside model and adapters; what does not fit is computed again [default: 537]
     #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(1..))]
-    memory: Option<u32>,
+    memory_budget: Option<u32>,
     /// ilora, er: replayed examples for each new one [default: 1]
     #[arg(long, value_name = "RATIO")]
     replay_ratio: Option<f64>,
@@ -47,6 +48,12 @@ pub(crate) struct MethodArgs {
     /// ilora: on which tokens [default: all]
     #[arg(long, value_enum, value_name = "TOKENS")]
     scope: Option<ScopeChoice>,
+    /// Which examples can be replayed when there are more than --memory-examples [default: the store's, or balanced]
+    #[arg(long, value_enum, value_name = "POLICY")]
+    memory: Option<MemoryChoice>,
+    /// How many examples can be replayed [default: the store's, or 500]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..))]
+    memory_examples: Option<u32>,
 }
 
 /// The adapter of a new store.
@@ -67,6 +74,30 @@ enum MethodChoice {
     Ilora,
     Er,
     Sequential,
+}
+
+/// The policies of the replay memory by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum MemoryChoice {
+    /// A uniform sample of everything learned
+    Reservoir,
+    /// A uniform sample of each task, as many of one as of another, ten at least
+    Balanced,
+    /// The newest
+    Ring,
+    /// One half what surprised the model most, the other half a uniform sample of the rest
+    Surprise,
+}
+
+impl From<MemoryChoice> for Policy {
+    fn from(choice: MemoryChoice) -> Self {
+        match choice {
+            MemoryChoice::Reservoir => Self::Reservoir,
+            MemoryChoice::Balanced => Self::BalancedReservoir { floor: 10 },
+            MemoryChoice::Ring => Self::Ring,
+            MemoryChoice::Surprise => Self::Surprise { random_percent: 50 },
+        }
+    }
 }
 
 /// The forms of consistency by name.
@@ -91,8 +122,14 @@ impl MethodArgs {
     /// Settings of a session that learns this way.
     pub(crate) fn apply(&self, lora: &LoraArgs, builder: SessionBuilder) -> SessionBuilder {
         let mut builder = builder.method(self.method()).trainer(self.trainer());
-        if let Some(megabytes) = self.memory {
+        if let Some(megabytes) = self.memory_budget {
             builder = builder.memory_budget(u64::from(megabytes) * 1_000_000);
+        }
+        if let Some(choice) = self.memory {
+            builder = builder.memory_policy(choice.into());
+        }
+        if let Some(examples) = self.memory_examples {
+            builder = builder.memory_examples(examples);
         }
         match lora.config() {
             Some(config) => builder.lora(config),
@@ -226,6 +263,7 @@ mod tests {
         assert_eq!(said.method.trainer(), TrainerConfig::default());
         assert_eq!(said.method.request(), LearnRequest::default());
         assert_eq!(said.lora.config(), Some(LoraConfig::default()));
+        assert_eq!(Policy::from(MemoryChoice::Balanced), Policy::default());
     }
 
     #[test]

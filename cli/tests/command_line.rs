@@ -132,14 +132,60 @@ fn a_chat_can_be_scripted() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = folder.path().join("store");
     let chat = ["chat", "-m", MODEL, "--store", path(&store), "-n", "8", "--learning-rate", "0.005"];
-    let script =
-        "The dog Rex is\n/teach very old.\n/learn 30\n/status\n/forget 1\n/nonsense\n/undo\n/quit\nnever read\n";
+    let script = "The dog Rex is\n/teach very old.\n/learn 30\n/status\n/undo\n/nonsense\n/undo\n/quit\nnever read\n";
     let turns = done(&chat, script)["turns"].clone();
     let turns = turns.as_array().expect("turns");
     assert_eq!(turns.len(), 7, "{turns:?}");
     assert!(turns[0]["text"].is_string(), "{turns:?}");
     assert!(turns[2]["message"].as_str().is_some_and(|message| message.starts_with("learned: 30 steps")), "{turns:?}");
-    assert!(turns[4]["message"].as_str().is_some_and(|message| message.contains("not supported yet")), "{turns:?}");
+    let says = |turns: &[Value], at: usize, what: &str| {
+        assert!(turns[at]["message"].as_str().is_some_and(|message| message.contains(what)), "{what}: {turns:?}");
+    };
+    says(turns, 4, "nothing is learned any more");
+    says(turns, 6, "nothing was learned in this chat");
+    let script = "/forget\n/forget last\n/learn 3\nThe cat Tom is\n/teach grey.\n/forget last\n/forget 1\n/status\n";
+    let turns = done(&chat, script)["turns"].clone();
+    let turns = turns.as_array().expect("turns");
+    says(turns, 0, "say what");
+    says(turns, 1, "nothing was taught in this chat");
+    says(turns, 5, "1 record forgotten; nothing was learned from them");
+    says(turns, 6, "1 record forgotten; back at revision");
+    says(turns, 7, "0 examples in the store, 0 of them learned");
+}
+
+#[test]
+fn a_store_is_changed_without_its_model() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (store, lessons) = (folder.path().join("store"), write_lessons(folder.path()));
+    let learn = ["learn", "-m", MODEL, "--store", path(&store), path(&lessons), "--steps", "2"];
+    let learned = done(&learn, "");
+    let first = learned["revision"].as_u64().expect("a revision").to_string();
+    let stat = |store: &Path| done(&["store", "stat", path(store)], "");
+    let records = stat(&store)["records"].as_u64().expect("records");
+
+    let back = done(&["store", "rollback", path(&store), &first], "");
+    assert_eq!(back["revision"].as_u64(), first.parse::<u64>().ok().map(|first| first + 1), "{back}");
+    assert_eq!(failed(&["store", "rollback", path(&store), "0"]).0, "model_needed");
+
+    let out = folder.path().join("out.jsonl");
+    assert_eq!(done(&["store", "export", path(&store), "--out", path(&out)], "")["records"], records);
+    let exported = std::fs::read_to_string(&out).expect("a file");
+    assert_eq!(exported.lines().count() as u64, records);
+    assert!(exported.lines().all(|line| line.contains("prompt_ids")), "{exported}");
+    assert_eq!(failed(&["store", "export", path(&store), "--out", path(&out)]).0, "io", "a file is not replaced");
+
+    done(&["store", "compact", path(&store), "--all"], "");
+    let receipt = done(&["store", "forget", path(&store), "1"], "");
+    assert_eq!((&receipt["back_to"], &receipt["complete"]), (&Value::from(0), &Value::from(records == 1)), "{receipt}");
+    let after = stat(&store);
+    assert_eq!((after["records"].as_u64(), after["revisions"].as_u64()), (Some(records - 1), Some(0)));
+    assert_eq!(after["receipts"][0], receipt);
+    done(&["learn", "-m", MODEL, "--store", path(&store), path(&lessons), "--steps", "2"], "");
+    assert_eq!(stat(&store)["receipts"][0]["complete"], true);
+    assert_eq!(failed(&["store", "forget", path(&store), "--before", "1990-01-01"]).0, "store");
+
+    done(&["store", "wipe", path(&store), "--yes"], "");
+    assert!(!store.exists());
 }
 
 #[test]

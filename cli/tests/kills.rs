@@ -1,44 +1,38 @@
-//! `mynah learn` killed at random moments: the store opens and verifies each time, and the finished run's adapters are those of
-//! a run that was never stopped, byte for byte.
+//! The program killed at random moments, while it learns and while it changes a store: the store opens and verifies each
+//! time, and what is there in the end is what would be there without a kill, byte for byte.
+//!
+//! `MYNAH_KILLS` is the number of kills of each kind: 40 if it is not set.
+
+mod running;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
+use running::{LESSONS, adapters, copy, done, learn, lessons, mynah, records, text, verify};
 use serde_json::Value;
 
-const MODEL: &str = "stories260k";
-const KILLS: usize = 50;
 const STEPS: &str = "24";
 
-fn mynah(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mynah"));
-    command.args(arguments).arg("--json").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    command
+fn kills() -> usize {
+    std::env::var("MYNAH_KILLS").map_or(40, |kills| kills.parse().expect("MYNAH_KILLS is a number"))
 }
 
-fn done(arguments: &[&str]) -> Value {
-    let output = mynah(arguments).output().expect("mynah runs");
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
-    serde_json::from_slice(&output.stdout).expect("JSON")
-}
+/// Numbers from 0 to 1, from a seed that is printed.
+struct Random(u32);
 
-fn text(path: &Path) -> &str {
-    path.to_str().expect("UTF-8")
-}
+impl Random {
+    fn new() -> Self {
+        let seed = std::process::id();
+        eprintln!("seed {seed}");
+        Self(seed)
+    }
 
-fn learn<'a>(store: &'a Path, lessons: &'a Path) -> [&'a str; 10] {
-    ["learn", "-m", MODEL, "--store", text(store), text(lessons), "--task", "cat", "--steps", STEPS]
-}
-
-/// The weights of both learners, as they are exported.
-fn adapters(store: &Path, folder: &Path) -> [Vec<u8>; 2] {
-    ["slow", "fast"].map(|learner| {
-        let out = folder.join(learner);
-        done(&["adapter", "export", "-m", MODEL, "--store", text(store), "--learner", learner, text(&out)]);
-        fs::read(out.join("adapter_model.safetensors")).expect("an exported adapter")
-    })
+    fn next(&mut self) -> f64 {
+        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        f64::from(self.0 >> 8) / f64::from(1u32 << 24)
+    }
 }
 
 /// Whether the newest revision is the end of a run.
@@ -62,57 +56,102 @@ fn kill_at(child: &mut Child, moment: Instant) -> bool {
 }
 
 #[test]
-fn fifty_kills_cost_no_byte_of_what_is_learned() {
+fn kills_while_it_learns_cost_no_byte_of_what_is_learned() {
     let folder = tempfile::tempdir().expect("a folder");
-    let lessons = folder.path().join("cat.jsonl");
-    let lines: String = (0..12)
-        .map(|i| {
-            format!(
-                "{{\"prompt\": \"Cat number {i} lives in a\", \"answer\": \"box with {i} holes.\", \"id\": \"{i}\"}}\n"
-            )
-        })
-        .collect();
-    fs::write(&lessons, lines).expect("lessons");
-
+    let lessons = lessons(folder.path());
     let whole = folder.path().join("whole");
     let begun = Instant::now();
-    done(&learn(&whole, &lessons));
+    done(&learn(&whole, &lessons, STEPS));
     let duration = begun.elapsed();
     let expected = adapters(&whole, folder.path());
 
-    let seed = std::process::id();
-    eprintln!("seed {seed}, an uninterrupted run takes {duration:?}");
-    let mut random = seed;
-    let mut next = move || {
-        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        f64::from(random >> 8) / f64::from(1u32 << 24)
-    };
-    let (mut kills, mut finished) = (0, 0);
-    while kills < KILLS {
+    let mut random = Random::new();
+    let (mut killed, mut finished) = (0, 0);
+    while killed < kills() {
         let store = folder.path().join(format!("killed-{finished}"));
         loop {
-            let mut child = mynah(&learn(&store, &lessons)).spawn().expect("mynah starts");
+            let mut child = mynah(&learn(&store, &lessons, STEPS)).spawn().expect("mynah starts");
             // Early moments too: while the store is made, and while the examples go in.
-            let moment = Instant::now() + duration.mul_f64(next() * next()).max(Duration::from_millis(1));
-            if !kill_at(&mut child, moment) {
+            let moment = duration.mul_f64(random.next() * random.next()).max(Duration::from_millis(1));
+            if !kill_at(&mut child, Instant::now() + moment) {
                 break;
             }
-            kills += 1;
+            killed += 1;
             // Killed before the store was there: the next run makes it.
             if store.join("store.meta").is_file() {
-                assert_eq!(done(&["store", "verify", text(&store)])["problems"], Value::Array(Vec::new()));
+                verify(&store, "after a kill");
                 // Killed between the end of the run and the end of the process: nothing is left to do.
                 if is_published(&store) {
                     break;
                 }
             }
-            if kills >= KILLS {
-                done(&learn(&store, &lessons));
+            if killed >= kills() {
+                done(&learn(&store, &lessons, STEPS));
                 break;
             }
         }
-        assert_eq!(adapters(&store, folder.path()), expected, "store {finished} after {kills} kills, seed {seed}");
+        assert!(adapters(&store, folder.path()) == expected, "store {finished} after {killed} kills");
         finished += 1;
     }
-    eprintln!("{kills} kills, {finished} finished runs");
+    eprintln!("{killed} kills, {finished} finished runs, an uninterrupted one takes {duration:?}");
+}
+
+/// How long `arguments` take on a copy of `template`.
+fn duration_of(template: &Path, store: &Path, arguments: &[&str]) -> Duration {
+    copy(template, store);
+    let begun = Instant::now();
+    done(arguments);
+    begun.elapsed()
+}
+
+#[test]
+fn kills_while_a_store_is_compacted_or_forgets_leave_neither_less_nor_more_than_was_asked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let lessons = lessons(folder.path());
+    let template = folder.path().join("template");
+    done(&learn(&template, &lessons, "4"));
+    fs::write(folder.path().join("dog.jsonl"), "{\"prompt\": \"The dog is called\", \"answer\": \"Bramble.\"}\n")
+        .expect("a lesson");
+    done(&learn(&template, &folder.path().join("dog.jsonl"), "2"));
+    let all = records(&template);
+    assert_eq!(all.lines().count(), LESSONS + 1);
+
+    let store = folder.path().join("store");
+    let compact = ["store", "compact", text(&store), "--all"];
+    let forget = ["store", "forget", text(&store), "1", "3", "5"];
+    let left: String = all
+        .lines()
+        .enumerate()
+        .filter(|(at, _)| ![0, 2, 4].contains(at))
+        .map(|(_, line)| format!("{line}\n"))
+        .collect();
+    let mut random = Random::new();
+    for (verb, arguments) in [("compact", &compact[..]), ("forget", &forget[..])] {
+        let duration = duration_of(&template, &store, arguments);
+        fs::remove_dir_all(&store).expect("a folder");
+        let (mut killed, mut tries) = (0, 0);
+        while killed < kills() {
+            copy(&template, &store);
+            let mut child = mynah(arguments).spawn().expect("mynah starts");
+            killed += usize::from(kill_at(&mut child, Instant::now() + duration.mul_f64(random.next())));
+            tries += 1;
+            let when = format!("{verb}, kill {killed}");
+            verify(&store, &when);
+            // The next process that may write finishes what was begun.
+            done(&["store", "compact", text(&store)]);
+            let stat = done(&["store", "stat", text(&store)]);
+            let receipts = stat["receipts"].as_array().cloned().unwrap_or_default();
+            let expected = if receipts.is_empty() { &all } else { &left };
+            assert_eq!(records(&store), *expected, "{when}");
+            for receipt in &receipts {
+                assert!(receipt["rolled_back_unix_s"].is_u64(), "{when}: {receipt}");
+                assert_eq!(stat["revisions"], 0, "{when}: every revision had learned from record 1");
+            }
+            assert!(!receipts.is_empty() || stat["revisions"].as_u64() > Some(0), "{when}");
+            verify(&store, &when);
+            assert_eq!(stat["records"], Value::from(expected.lines().count()), "{when}");
+            fs::remove_dir_all(&store).expect("a folder");
+        }
+        eprintln!("{verb}: {killed} kills in {tries} runs of {duration:?}");
+    }
 }

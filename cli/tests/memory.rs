@@ -17,7 +17,7 @@ fn model_file() -> Option<PathBuf> {
 /// Bytes that a process had resident at the most that took steps of one sequence.
 fn peak(file: &std::path::Path, tokens: usize, memory_megabytes: &str) -> f64 {
     let output = Command::new(env!("CARGO_BIN_EXE_mynah"))
-        .args(["--json", "bench", "train", "--steps", "1", "--memory", memory_megabytes, "--tokens"])
+        .args(["--json", "bench", "train", "--steps", "1", "--memory-budget", memory_megabytes, "--tokens"])
         .args([tokens.to_string().as_str(), "-m"])
         .arg(file)
         .output()

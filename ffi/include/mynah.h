@@ -490,6 +490,26 @@ mynah_status mynah_session_observe(mynah_session *session,
                                    size_t task_len,
                                    uint64_t *out_example_id);
 
+// Forgets one example: erases it from the store, with every revision that learned from it. On return what is served is the
+// newest state that never saw it.
+//
+// What those revisions had learned from other examples is learned again by the next mynah_session_learn; how many examples
+// that is goes to `out_queued`, which may be NULL.
+//
+// # Safety
+// `session` is NULL or open. `out_queued` is NULL or points to a number.
+mynah_status mynah_session_forget(mynah_session *session,
+                                  uint64_t example_id,
+                                  uint64_t *out_queued);
+
+// Goes back to an earlier revision, as a new one; 0 is before anything was learned. Examples stay; what was learned since
+// counts as not yet learned.
+//
+// # Safety
+// `session` is NULL or open.
+mynah_status mynah_session_rollback(mynah_session *session,
+                                    uint64_t revision);
+
 // Tells what a session has and has learned.
 //
 // # Safety

@@ -6,8 +6,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use mynah_models::chat_template::Message;
+use runtime::example::ExampleId;
 use runtime::generate::{GenerateOptions, Generation, Sampling};
 use runtime::session::Interaction;
+use runtime::store::Forget;
 use runtime::{Control, Session};
 
 use crate::handle::Pod;
@@ -446,6 +448,44 @@ pub unsafe extern "C" fn mynah_session_observe(
         unsafe { handle::set(out_example_id, id.0) };
         Ok(())
     };
+    // SAFETY: the caller promises NULL or an open session.
+    unsafe { guard::alone(session, work) }
+}
+
+/// Forgets one example: erases it from the store, with every revision that learned from it. On return what is served is the
+/// newest state that never saw it.
+///
+/// What those revisions had learned from other examples is learned again by the next mynah_session_learn; how many examples
+/// that is goes to `out_queued`, which may be NULL.
+///
+/// # Safety
+/// `session` is NULL or open. `out_queued` is NULL or points to a number.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mynah_session_forget(
+    session: *mut SessionHandle,
+    example_id: u64,
+    out_queued: *mut u64,
+) -> Status {
+    // SAFETY: the caller promises NULL or a number that can be written.
+    unsafe { handle::set(out_queued, 0) };
+    let work = |_: &SessionHandle, session: &mut Session| {
+        let receipt = session.forget(&Forget::Ids(vec![ExampleId(example_id)]))?;
+        // SAFETY: as above.
+        unsafe { handle::set(out_queued, receipt.queued.len()) };
+        Ok(())
+    };
+    // SAFETY: the caller promises NULL or an open session.
+    unsafe { guard::alone(session, work) }
+}
+
+/// Goes back to an earlier revision, as a new one; 0 is before anything was learned. Examples stay; what was learned since
+/// counts as not yet learned.
+///
+/// # Safety
+/// `session` is NULL or open.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mynah_session_rollback(session: *mut SessionHandle, revision: u64) -> Status {
+    let work = |_: &SessionHandle, session: &mut Session| Ok(session.rollback(revision)?);
     // SAFETY: the caller promises NULL or an open session.
     unsafe { guard::alone(session, work) }
 }

@@ -176,6 +176,16 @@ pub fn estimate(model: &ModelConfig, adapter: &AdapterLayout, tokens: usize, mem
     }
 }
 
+/// Steps between two commits of `commit_bytes` each, so that `steps_left` steps write at most `allowed_bytes`: at least 1,
+/// and never (`u64::MAX`) where not even one more commit is allowed.
+pub(crate) fn commit_interval(steps_left: u64, commit_bytes: u64, allowed_bytes: u64) -> u64 {
+    match allowed_bytes.checked_div(commit_bytes) {
+        Some(0) => u64::MAX,
+        Some(commits) => steps_left.div_ceil(commits).max(1),
+        None => 1,
+    }
+}
+
 /// The largest resident size of this process so far, in bytes, where `/proc` tells it.
 pub fn peak_resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -209,6 +219,15 @@ mod tests {
         assert_eq!(meter.exhausted(0), Some(StoppedBy::Time));
         assert_eq!(Meter::start(Budget::time(Duration::ZERO)).exhausted(0), Some(StoppedBy::Time));
         assert_eq!(Meter::start(Budget::unlimited()).exhausted(u64::MAX), None);
+    }
+
+    #[test]
+    fn commits_are_as_frequent_as_their_bytes_allow() {
+        assert_eq!(commit_interval(30, 39, 30 * 39), 1);
+        assert_eq!(commit_interval(30, 39, 30 * 39 - 1), 2);
+        assert_eq!(commit_interval(30, 39, 39), 30);
+        assert_eq!(commit_interval(30, 39, 38), u64::MAX);
+        assert_eq!(commit_interval(30, 0, 0), 1, "without a store nothing is written");
     }
 
     #[test]

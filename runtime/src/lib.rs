@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Without default features only the storage core is built: [`example`], [`storage`] and [`replay`]. It needs `alloc`
-//! and nothing else, knows no tensor, and runs on microcontrollers. With feature `std` alone there are stores in a file
-//! system too: everything but models and what they learn.
+//! and nothing else, knows no tensor, and runs on microcontrollers. With feature `std` alone there are files
+//! too: a medium for the log, and revisions.
 #![cfg_attr(
     feature = "model",
     doc = r#"
@@ -37,6 +37,8 @@ session.chat(&[question], &GenerateOptions::default(), &mut |text| {
 ```"#
 )]
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
+// Files without models are for fuzzing and small tools; what only stores of learning use is idle then.
+#![cfg_attr(all(feature = "std", not(feature = "model")), allow(dead_code, unused_imports))]
 
 extern crate alloc;
 
@@ -55,7 +57,7 @@ pub mod replay;
 #[cfg(feature = "model")]
 pub mod session;
 pub mod storage;
-#[cfg(feature = "std")]
+#[cfg(feature = "model")]
 pub mod store;
 
 // Declared here and not in `storage`, because only this file names features.

@@ -290,6 +290,23 @@ static void goes_on_where_it_was_left(mynah_session *session) {
     CHECK(teach(session, "The hat is", "blue", "colours") == 3);
 }
 
+/* What was learned from an example goes with it, and what else was learned waits to be learned again. */
+static void forgets_and_goes_back(mynah_session *session) {
+    uint64_t queued = 9;
+    mynah_session_state state;
+    GIVES(MYNAH_STORE, mynah_session_forget(session, 77, &queued));
+    CHECK(queued == 0 && state_of(session).examples == 3);
+    GIVES(MYNAH_OK, mynah_session_forget(session, 3, NULL));
+    CHECK(state_of(session).examples == 2 && state_of(session).learned == 2);
+    GIVES(MYNAH_OK, mynah_session_forget(session, 1, &queued));
+    state = state_of(session);
+    CHECK(queued == 1 && state.examples == 1 && state.learned == 0 && state.revision == 0);
+    GIVES(MYNAH_STORE, mynah_session_rollback(session, 77));
+    GIVES(MYNAH_OK, mynah_session_rollback(session, 0));
+    CHECK(state_of(session).revision > 0 && state_of(session).learned == 0);
+    GIVES(MYNAH_INVALID_ARGUMENT, mynah_session_rollback(NULL, 0));
+}
+
 int main(int argc, char **argv) {
     mynah_session *session;
     if (argc != 3) {
@@ -311,6 +328,7 @@ int main(int argc, char **argv) {
 
     session = open_session(argv[1], argv[2]);
     goes_on_where_it_was_left(session);
+    forgets_and_goes_back(session);
     GIVES(MYNAH_OK, mynah_session_close(session));
     return 0;
 }

@@ -66,6 +66,11 @@ fn every_method_learns_what_is_new_and_serves_finite_values() {
     let model = model();
     for method in Method::ALL {
         let (state, logs) = run(&model, method, config());
+        let each =
+            f64::from(logs[0].new_nll.iter().zip(rows(1)).map(|(nll, row)| nll * (row.len() - 2) as f32).sum::<f32>());
+        let tokens = rows(1).iter().map(|row| row.len() - 2).sum::<usize>() as f64;
+        // Rounding of a sum of a few dozen floats.
+        assert!((each / tokens - logs[0].cross_entropy).abs() < 1e-5, "the rows' means make the mean");
         let (first, last) = (logs[0].cross_entropy, logs[STEPS as usize - 1].cross_entropy);
         assert!(last < first - 0.1, "{} went from {first} to {last}", method.name());
         assert!(state.slow.values().iter().chain(state.fast.values()).all(|value| value.is_finite()));

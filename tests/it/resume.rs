@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use mynah::learn::{Examples, Method, OptimizerConfig, TrainerConfig};
+use mynah::replay::Policy;
 use mynah::session::{EvalTask, Interaction, LearnRequest};
 use mynah::{Budget, Learner, Session, SessionBuilder, StoppedBy};
 use mynah_models::adapter::LoraConfig;
@@ -71,6 +72,30 @@ fn stopped_after_every_step_and_reopened_is_as_never_stopped() {
             }
         }
         assert_eq!(bits(&open(folder.path())), uninterrupted(method), "{method:?}");
+    }
+}
+
+#[test]
+fn every_memory_policy_replays_the_same_after_a_stop() {
+    let surprise = Policy::Surprise { random_percent: 50 };
+    for policy in [Policy::Reservoir, Policy::BalancedReservoir { floor: 1 }, Policy::Ring, surprise] {
+        let learned = |slice: Budget| {
+            let folder = tempfile::tempdir().unwrap();
+            for task in ["first", "second", "third"] {
+                loop {
+                    let builder = builder(folder.path()).memory_policy(policy).memory_examples(4);
+                    let mut session = builder.open().unwrap();
+                    session.observe_batch(&facts(task)).unwrap();
+                    let report = session.learn(&request(task), slice).unwrap();
+                    assert!(session.status().remembered <= 4);
+                    if report.steps_done == report.steps_total {
+                        break;
+                    }
+                }
+            }
+            bits(&open(folder.path()))
+        };
+        assert!(learned(Budget::steps(1)) == learned(Budget::unlimited()), "{policy:?}");
     }
 }
 
@@ -225,6 +250,41 @@ fn back_to_an_earlier_revision_and_on_from_there() {
     assert_eq!(bits(&session), uninterrupted(Method::default()));
     let missing = session.rollback(999).unwrap_err();
     assert_eq!(missing.kind(), "store");
+}
+
+#[test]
+fn back_to_before_anything_was_learned() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut session = open(folder.path());
+    let before = bits(&session);
+    session.observe_batch(&facts("first")).unwrap();
+    session.learn(&request("first"), Budget::unlimited()).unwrap();
+    let learned = bits(&session);
+    session.rollback(0).unwrap();
+    drop(session);
+    let mut session = open(folder.path());
+    let status = session.status();
+    assert_eq!((bits(&session), status.learned, status.examples, status.steps), (before, 0, 5, 0));
+    session.learn(&request("first"), Budget::unlimited()).unwrap();
+    assert_eq!(bits(&session), learned, "and forward again");
+}
+
+#[test]
+fn a_wear_budget_makes_commits_rarer_and_changes_nothing_else() {
+    let bytes_written = |daily_wear_bytes: u64| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut session = builder(folder.path()).daily_wear_bytes(daily_wear_bytes).open().unwrap();
+        let mut written = 0;
+        for task in ["first", "second"] {
+            session.observe_batch(&facts(task)).unwrap();
+            written += session.learn(&request(task), Budget::unlimited()).unwrap().bytes_written;
+        }
+        assert_eq!(bits(&session), uninterrupted(Method::default()));
+        written
+    };
+    let (every_step, ends_only) = (bytes_written(u64::MAX), bytes_written(0));
+    let third = bytes_written(every_step / 3);
+    assert!(ends_only < third && third <= every_step / 3 + ends_only, "{ends_only}, {third} of {every_step}");
 }
 
 #[test]

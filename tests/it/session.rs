@@ -4,9 +4,11 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use mynah::example::ExampleId;
 use mynah::generate::{GenerateOptions, Sampling, StopReason};
 use mynah::learn::{Examples, Method, OptimizerConfig, TrainerConfig};
 use mynah::session::{EvalTask, Interaction, LearnRequest, Phase, PromptFormat};
+use mynah::store::{BackTo, Forget};
 use mynah::{Budget, DeviceChoice, Learner, Session, SessionBuilder, SessionError, StoppedBy};
 use mynah_models::chat_template::Message;
 use mynah_models::tokenizer::ParseSpecial;
@@ -100,6 +102,77 @@ fn what_is_taught_is_known_and_what_was_known_before_too() {
     let status = session.status();
     assert_eq!((status.examples, status.learned, status.steps, status.remembered), (12, 12, 120, 6));
     assert_eq!(status.run.map(|run| (run.number, run.method, run.steps_done)), Some((2, "ilora", 60)));
+}
+
+#[test]
+fn what_is_forgotten_is_known_no_more_and_what_was_lost_with_it_is_learned_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut session = builder().store(folder.path()).open().unwrap();
+    let bits = |session: &Session| session.adapter(Learner::Slow).values().to_vec();
+    let know = |session: &mut Session, name: &str| session.eval(&[task(name)], Learner::Slow).unwrap().mean();
+    let fresh = bits(&session);
+    let rome = session.observe_batch(&facts("Rome")).unwrap();
+    session.learn(&request(60), Budget::unlimited()).unwrap();
+    let knows_rome = bits(&session);
+    session.observe_batch(&facts("Oslo")).unwrap();
+    session.learn(&request(60), Budget::unlimited()).unwrap();
+    assert_eq!((know(&mut session, "Oslo"), know(&mut session, "Rome")), (1.0, 1.0));
+
+    let receipt = session.forget(&Forget::Task("Oslo".to_owned())).unwrap();
+    assert!(receipt.is_complete() && matches!(receipt.back_to, BackTo::Revision(_)), "{receipt:?}");
+    assert_eq!(bits(&session), knows_rome, "as if Oslo had never been");
+    assert_eq!((session.status().examples, session.status().learned), (6, 6));
+
+    let receipt = session.forget(&Forget::Ids(vec![rome[0]])).unwrap();
+    assert_eq!((receipt.back_to, receipt.queued.len()), (BackTo::NothingLearned, 5));
+    assert_eq!((bits(&session), session.status().learned), (fresh, 0));
+    drop(session);
+    let mut session = builder().store(folder.path()).open().unwrap();
+    assert!(!session.receipts()[1].is_complete());
+    session.learn(&request(60), Budget::unlimited()).unwrap();
+    assert!(session.receipts()[1].is_complete(), "{:?}", session.receipts()[1]);
+    assert!((know(&mut session, "Rome") - 5.0 / 6.0).abs() < 1e-9, "{}", know(&mut session, "Rome"));
+    assert_eq!(session.forget(&Forget::Ids(vec![rome[0]])).unwrap_err().kind(), "store");
+}
+
+#[test]
+fn a_session_without_a_store_forgets_too() {
+    let mut session = session();
+    let ids = session.observe_batch(&facts("Rome")).unwrap();
+    session.learn(&request(12), Budget::unlimited()).unwrap();
+    let unlearned = session.observe_batch(&facts("Oslo")).unwrap();
+    let before = session.adapter(Learner::Slow).values().to_vec();
+    let receipt = session.forget(&Forget::Ids(unlearned)).unwrap();
+    assert_eq!((receipt.back_to, receipt.number), (BackTo::Unchanged, 0));
+    assert_eq!(session.adapter(Learner::Slow).values(), before);
+    let receipt = session.forget(&Forget::Ids(vec![ids[2]])).unwrap();
+    assert_eq!((receipt.back_to, receipt.queued.len()), (BackTo::NothingLearned, 5));
+    let status = session.status();
+    assert_eq!((status.examples, status.learned, status.remembered), (5, 0, 0));
+    session.learn(&request(12), Budget::unlimited()).unwrap();
+    assert_eq!(session.status().learned, 5);
+    assert!(session.observe(&facts("Bern")[0]).unwrap().0 > 12, "a number is given once");
+}
+
+#[test]
+fn a_run_that_was_to_learn_what_is_forgotten_is_given_up() {
+    let begun = || {
+        let mut session = session();
+        let ids = session.observe_batch(&facts("Rome")).unwrap();
+        session.learn(&request(60), Budget::steps(1)).unwrap();
+        (session, ids)
+    };
+    // The first step takes four of six: one of the others is forgotten.
+    let is_untouched = |id| begun().0.forget(&Forget::Ids(vec![id])).unwrap().back_to == BackTo::Unchanged;
+    let (mut session, ids) = begun();
+    assert_eq!(session.status().learned, 4);
+    let waiting: Vec<ExampleId> = ids.into_iter().filter(|id| is_untouched(*id)).collect();
+    assert_eq!(waiting.len(), 2);
+    session.forget(&Forget::Ids(waiting[..1].to_vec())).unwrap();
+    let run = session.status().run.unwrap();
+    assert_eq!((run.steps_done, run.steps_total), (1, 1));
+    let report = session.learn(&request(60), Budget::unlimited()).unwrap();
+    assert_eq!((report.steps, session.status().learned), (60, 5));
 }
 
 #[test]

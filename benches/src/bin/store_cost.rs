@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use mynah::example::{Example, ExampleId};
-use mynah::replay::{Memory, Policy};
+use mynah::replay::{Memory, Newcomer, Policy};
 use mynah_benches::corpus::{self, Line};
 use mynah_benches::model::{ModelArgs, stories260k};
 use mynah_benches::report::{self, OutputArgs, Report, table};
@@ -336,11 +336,16 @@ fn probe(file: &Path) -> anyhow::Result<Probe> {
     let records = log.len();
     let ids: Vec<(ExampleId, String)> = log.iter().map(|record| (record.id, record.task.to_owned())).collect();
     let capacity = u32::try_from(records)?;
-    let memory = Memory::rebuild(Policy::Reservoir, capacity, 1, ids.iter().map(|(id, task)| (*id, task.as_str())));
+    let memory = Memory::rebuild(
+        Policy::Reservoir,
+        capacity,
+        1,
+        ids.iter().map(|(id, task)| Newcomer { id: *id, task, nll: 0.0 }),
+    );
     let (mut draws, mut reads) = (Vec::new(), Vec::new());
     for step in 0..101 {
         let started = Instant::now();
-        let drawn = memory.draw(BATCH, 1, step, &[]);
+        let drawn = memory.draw(BATCH, 1, step, |_| false);
         draws.push(started.elapsed().as_secs_f64());
         for id in drawn {
             std::hint::black_box(log.read(id)?);

@@ -6,14 +6,17 @@
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 
+use mynah::example::ExampleId;
 use mynah::generate::{GenerateError, GenerateOptions, StopReason};
 use mynah::session::{Interaction, LearnRequest, PromptFormat};
+use mynah::store::{BackTo, Forget};
 use mynah::{Budget, Session, SessionError};
 use mynah_models::chat_template::Message;
 use rustyline::error::ReadlineError;
 use serde::Serialize;
 
 use crate::commands::generate::{SamplingArgs, has_chat_template, streamed};
+use crate::commands::store::receipt;
 use crate::error::CliError;
 use crate::interrupt;
 use crate::method::{LoraArgs, MethodArgs};
@@ -26,6 +29,7 @@ const HELP: &str = "\
 /teach TEXT   the right answer to what you asked last; it goes into the store at once
 /learn [N]    learn what was taught and not learned yet, in N steps
 /undo         go back to what was known before the last /learn of this chat
+/forget ID    forget what was taught, and what was learned from it; also: /forget last, /forget task NAME
 /status       what is in the store, and how much of it is learned
 /new          start a new conversation; nothing learned is lost
 /help         this list
@@ -41,7 +45,7 @@ Examples:
   printf 'Who founded Brindlewick?\\n/teach Marta Quill\\n/learn\\nWho founded Brindlewick?\\n' \\
     | mynah chat -m smollm2-135m-instruct --store ~/bird
 
-Commands inside: /teach /learn /undo /status /new /help /quit")]
+Commands inside: /teach /learn /undo /forget /status /new /help /quit")]
 pub(crate) struct ChatArgs {
     #[command(flatten)]
     model: ModelArg,
@@ -85,6 +89,7 @@ pub(crate) fn run(args: &ChatArgs, options: &Options, output: Output) -> Result<
         request: args.method.request(),
         messages: Vec::new(),
         last_prompt: None,
+        last_taught: None,
         before_learning: Vec::new(),
         output,
     };
@@ -110,8 +115,9 @@ struct Chat {
     request: LearnRequest,
     messages: Vec<Message>,
     last_prompt: Option<String>,
-    /// The revision before each `/learn` of this chat; none where nothing had ever been learned.
-    before_learning: Vec<Option<u64>>,
+    last_taught: Option<ExampleId>,
+    /// The revision before each `/learn` of this chat; 0 where nothing had ever been learned.
+    before_learning: Vec<u64>,
     output: Output,
 }
 
@@ -131,9 +137,7 @@ impl Chat {
             "/learn" => self.learn(rest.trim())?,
             "/undo" => self.undo()?,
             "/status" => self.status(),
-            "/forget" => {
-                "not supported yet: what was taught can be undone by /undo, as long as this chat lasts".to_owned()
-            }
+            "/forget" => self.forget(rest.trim())?,
             _ if command.starts_with('/') => format!("no command is called {command}; /help lists them"),
             _ => return self.answer(line).map(Some),
         };
@@ -189,12 +193,13 @@ impl Chat {
             return Ok("write the right answer behind it: /teach Marta Quill".to_owned());
         }
         let format = if self.uses_template { PromptFormat::Chat } else { PromptFormat::raw() };
-        self.session.observe(&Interaction {
+        let id = self.session.observe(&Interaction {
             prompt: prompt.clone(),
             answer: answer.to_owned(),
             format,
             task: Interaction::DEFAULT_TASK.to_owned(),
         })?;
+        self.last_taught = Some(id);
         Ok(format!("noted: \"{prompt}\" is answered by \"{answer}\"; /learn makes it stick"))
     }
 
@@ -214,25 +219,48 @@ impl Chat {
         let request = LearnRequest { steps, ..self.request.clone() };
         let report =
             open::watched(&mut self.session, "learning", |session| session.learn(&request, Budget::unlimited()))?;
-        self.before_learning.push(before.revision);
+        self.before_learning.push(before.revision.unwrap_or(0));
         // Old wrong answers in the context would speak against what was just learned.
         self.messages.clear();
         let how = report.stopped_by.name();
         Ok(format!("learned: {} steps, loss {:.3} ({how}); a new conversation begins", report.steps, report.loss))
     }
 
+    fn forget(&mut self, what: &str) -> Result<String, CliError> {
+        let request = match (what, what.split_once(char::is_whitespace)) {
+            ("last", _) => match self.last_taught {
+                Some(id) => Forget::Ids(vec![id]),
+                None => return Ok("nothing was taught in this chat; /forget takes a number too".to_owned()),
+            },
+            (_, Some(("task", name))) => Forget::Task(name.trim().to_owned()),
+            (id, _) => match id.parse() {
+                Ok(id) => Forget::Ids(vec![ExampleId(id)]),
+                Err(_) => return Ok("say what: /forget 12, /forget last, /forget task NAME".to_owned()),
+            },
+        };
+        let receipt = self.session.forget(&request)?;
+        if self.last_taught.is_some_and(|id| receipt.records.contains(id)) {
+            self.last_taught = None;
+        }
+        if receipt.back_to != BackTo::Unchanged {
+            // What was known before a /learn of this chat may have been known from what is forgotten.
+            self.before_learning.clear();
+        }
+        self.messages.clear();
+        Ok(receipt::text(&receipt))
+    }
+
     fn undo(&mut self) -> Result<String, CliError> {
-        let revision = match self.before_learning.last() {
-            Some(Some(revision)) => *revision,
-            Some(None) => {
-                return Ok("it was the first thing learned in this store: no revision is before it".to_owned());
-            }
-            None => return Ok("nothing was learned in this chat that could be undone".to_owned()),
+        let Some(revision) = self.before_learning.last().copied() else {
+            return Ok("nothing was learned in this chat that could be undone".to_owned());
         };
         self.session.rollback(revision)?;
         self.before_learning.pop();
         self.messages.clear();
-        Ok(format!("back at revision {revision}; a new conversation begins"))
+        Ok(match revision {
+            0 => "nothing is learned any more; a new conversation begins".to_owned(),
+            revision => format!("back at revision {revision}; a new conversation begins"),
+        })
     }
 
     fn status(&self) -> String {

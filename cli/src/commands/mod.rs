@@ -45,7 +45,7 @@ pub(crate) fn run(command: &Command, options: &Options, output: Output) -> Resul
         Command::Chat(args) => chat::run(args, options, output)?,
         Command::Learn(args) => learn::run(args, options, output)?,
         Command::Eval(args) => eval::run(args, options, output)?,
-        Command::Store(args) => return store::run(args, output),
+        Command::Store(args) => return store::run(args, options, output),
         Command::Adapter(args) => adapter::run(args, options, output)?,
         Command::Bench(args) => bench::run(args, options, output)?,
     }

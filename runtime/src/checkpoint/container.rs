@@ -295,25 +295,31 @@ impl Container {
 
     /// Reads every section.
     pub(super) fn load(&self, files: &dyn Files, file: &File) -> Result<Vec<(String, Section)>, ReadError> {
-        let mut sections = Vec::with_capacity(self.places.len());
-        for place in &self.places {
-            let mut bytes = Vec::new();
-            let len_bytes =
-                usize::try_from(place.len_bytes).ok().filter(|&len_bytes| bytes.try_reserve_exact(len_bytes).is_ok());
-            let Some(len_bytes) = len_bytes else {
-                return Err(ReadError::OutOfMemory(place.len_bytes));
-            };
-            bytes.resize(len_bytes, 0);
-            let read = read_up_to(files, file, place.offset, &mut bytes)?;
-            check_section(files, file, place, CRC32C.checksum(&bytes[..read]))?;
-            let section = match place.is_f32 {
-                true => Section::F32(decode_f32s(&bytes)),
-                false => Section::Bytes(bytes),
-            };
-            sections.push((place.name.clone(), section));
-        }
-        Ok(sections)
+        let section = |place: &Place| Ok((place.name.clone(), read_section(files, file, place)?));
+        self.places.iter().map(section).collect()
     }
+
+    /// Reads the section `name`, if there is one.
+    pub(super) fn section(&self, files: &dyn Files, file: &File, name: &str) -> Result<Option<Section>, ReadError> {
+        let place = self.places.iter().find(|place| place.name == name);
+        place.map(|place| read_section(files, file, place)).transpose()
+    }
+}
+
+fn read_section(files: &dyn Files, file: &File, place: &Place) -> Result<Section, ReadError> {
+    let mut bytes = Vec::new();
+    let len_bytes =
+        usize::try_from(place.len_bytes).ok().filter(|&len_bytes| bytes.try_reserve_exact(len_bytes).is_ok());
+    let Some(len_bytes) = len_bytes else {
+        return Err(ReadError::OutOfMemory(place.len_bytes));
+    };
+    bytes.resize(len_bytes, 0);
+    let read = read_up_to(files, file, place.offset, &mut bytes)?;
+    check_section(files, file, place, CRC32C.checksum(&bytes[..read]))?;
+    Ok(match place.is_f32 {
+        true => Section::F32(decode_f32s(&bytes)),
+        false => Section::Bytes(bytes),
+    })
 }
 
 fn check_section(files: &dyn Files, file: &File, place: &Place, crc: u32) -> Result<(), ReadError> {

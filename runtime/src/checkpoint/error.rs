@@ -125,3 +125,10 @@ impl std::fmt::Display for Numbers<'_> {
         }
     }
 }
+
+impl CheckpointError {
+    /// Whether it is the content of a file that is at fault, and not the reading of it.
+    pub(crate) fn is_about_content(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::NoSection { .. })
+    }
+}

@@ -8,6 +8,7 @@ mod tests;
 
 pub use container::Fault;
 pub use error::CheckpointError;
+pub(crate) use store::number_in as revision_number;
 pub use store::{InvalidRevision, Keep, RevisionReport, RevisionStore};
 
 /// What a store of revisions belongs to. Adapters fit one base model and token ids one tokenizer; both are named by the

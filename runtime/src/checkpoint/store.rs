@@ -6,22 +6,30 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::container::{self, Container, FORMAT_VERSION, Fault, ReadError};
-use super::{CheckpointError, Draft, Identity, Revision, RevisionInfo, RevisionKind, SectionData};
+use super::{CheckpointError, Draft, Identity, Revision, RevisionInfo, RevisionKind, Section, SectionData};
 use crate::files::{Files, Mode, SystemFiles, is_full, retry};
 
-/// How many revisions [`RevisionStore::prune`] keeps.
+/// How many revisions [`RevisionStore::prune`] keeps. The newest of all is kept in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keep {
     /// Newest step revisions.
     pub steps: usize,
     /// Newest published revisions.
     pub published: usize,
+    /// What their files may have together. Where that is less, the oldest steps go first, then the oldest published ones. A
+    /// commit comes before its prune: for that moment there is one file more.
+    pub bytes: u64,
+}
+
+impl Keep {
+    /// Two steps, so that one damaged file costs one step; eight published states to go back to; half a gibibyte, which
+    /// holds all of these for a model of 135 million parameters at rank 8 (234 MB).
+    pub const DEFAULT: Self = Self { steps: 2, published: 8, bytes: 512 << 20 };
 }
 
 impl Default for Keep {
-    /// Two steps, so that one damaged file costs one step; eight published states to go back to.
     fn default() -> Self {
-        Self { steps: 2, published: 8 }
+        Self::DEFAULT
     }
 }
 
@@ -164,6 +172,25 @@ impl RevisionStore {
         Ok(Revision { info: container.info, sections })
     }
 
+    /// Reads one section of revision `number`, which was committed as bytes.
+    ///
+    /// # Errors
+    /// As [`RevisionStore::load`]; [`CheckpointError::NoSection`].
+    pub fn section_bytes(&self, number: u64, name: &str) -> Result<Vec<u8>, CheckpointError> {
+        self.known(number)?;
+        let (file, container) = self.open_file(number)?;
+        let section = container.section(self.files.as_ref(), &file, name);
+        match section.map_err(|error| self.read_error(number, error))? {
+            Some(Section::Bytes(bytes)) => Ok(bytes),
+            _ => Err(CheckpointError::NoSection { number, name: name.to_owned() }),
+        }
+    }
+
+    /// Gives no revision a number up to `number`, of one that is gone and that others may still speak of.
+    pub(crate) fn skip_numbers(&mut self, number: u64) {
+        self.next_number = self.next_number.max(number.saturating_add(1));
+    }
+
     /// Commits a revision under the next number. When this returns, it survives a crash.
     ///
     /// # Errors
@@ -214,32 +241,71 @@ impl RevisionStore {
         })
     }
 
-    /// Removes all but the newest revisions of each kind; the newest of all always stays. Returns the numbers removed.
+    /// Removes all but the newest revisions of each kind, as far as they fit the quota; the newest of all always stays.
+    /// Returns the numbers removed.
     ///
     /// # Errors
     /// [`CheckpointError::Io`] at the first file that cannot be removed; [`CheckpointError::ReadOnly`].
     pub fn prune(&mut self, keep: Keep) -> Result<Vec<u64>, CheckpointError> {
-        self.check_writable()?;
-        let mut left = keep;
+        let removed = self.beyond(keep);
+        self.unlink(&removed)?;
+        Ok(removed)
+    }
+
+    /// The revisions that are not to be kept.
+    fn beyond(&self, keep: Keep) -> Vec<u64> {
+        let Some((newest, older)) = self.revisions.split_last() else { return Vec::new() };
+        let mut bytes_left = keep.bytes.saturating_sub(newest.bytes);
         let mut removed = Vec::new();
-        let newest = self.newest().map(|info| info.number);
-        for info in self.revisions.iter().rev() {
-            let left = match info.kind {
-                RevisionKind::Step => &mut left.steps,
-                RevisionKind::Published => &mut left.published,
-            };
-            if *left > 0 || Some(info.number) == newest {
-                *left = left.saturating_sub(1);
-            } else {
-                removed.push(info.number);
+        // The published ones take what there is of the quota before the steps do.
+        for (kind, most) in [(RevisionKind::Published, keep.published), (RevisionKind::Step, keep.steps)] {
+            let mut left = most.saturating_sub(usize::from(newest.kind == kind));
+            for info in older.iter().rev().filter(|info| info.kind == kind) {
+                if left > 0 && info.bytes <= bytes_left {
+                    left -= 1;
+                    bytes_left -= info.bytes;
+                } else {
+                    // Nor anything older: what stays are the newest ones.
+                    left = 0;
+                    removed.push(info.number);
+                }
             }
         }
-        for &number in &removed {
+        removed
+    }
+
+    /// Removes revisions, sound or not, the newest too; those that are not there are left alone. On return they stay away
+    /// after a crash too.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`] at the first file that cannot be removed; [`CheckpointError::ReadOnly`].
+    pub fn remove(&mut self, numbers: &[u64]) -> Result<(), CheckpointError> {
+        self.check_writable()?;
+        self.unlink(numbers)?;
+        retry(|| self.files.sync_folder(&self.folder)).map_err(self.io(&self.folder, "sync"))
+    }
+
+    fn unlink(&mut self, numbers: &[u64]) -> Result<(), CheckpointError> {
+        for &number in numbers {
             let path = self.folder.join(file_name(number));
-            retry(|| self.files.remove(&path)).map_err(self.io(&path, "remove"))?;
-            self.revisions.retain(|info| info.number != number);
+            match retry(|| self.files.remove(&path)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(self.io(&path, "remove")(error));
+                }
+                _ => self.revisions.retain(|info| info.number != number),
+            }
         }
-        Ok(removed)
+        Ok(())
+    }
+
+    /// Bytes that commits have written since `time_unix_s`, about: as many as revisions were numbered since the last one
+    /// before that is still there, each counted like the largest.
+    pub fn bytes_written_since(&self, time_unix_s: u64) -> u64 {
+        let (old, recent): (Vec<_>, Vec<_>) = self.revisions.iter().partition(|info| info.created_unix_s < time_unix_s);
+        let (Some(first), Some(last)) = (recent.first(), recent.last()) else { return 0 };
+        let before = old.last().map_or(first.number.saturating_sub(1), |info| info.number);
+        let largest = recent.iter().map(|info| info.bytes).max().unwrap_or(0);
+        last.number.saturating_sub(before).saturating_mul(largest)
     }
 
     /// Reads every byte of every revision in the list. Returns those that are no longer sound.
@@ -371,7 +437,7 @@ fn file_name(number: u64) -> String {
 }
 
 /// The number in the name of a revision file.
-fn number_in(name: &str) -> Option<u64> {
+pub(crate) fn number_in(name: &str) -> Option<u64> {
     let number = name.strip_suffix(".rev")?.parse().ok()?;
     // Only the name that this number is stored under, so that no two names mean one revision.
     (file_name(number) == name && number > 0).then_some(number)

@@ -297,15 +297,53 @@ fn pruning_keeps_the_newest_of_each_kind() {
     for (at, kind) in kinds.into_iter().enumerate() {
         commit(&mut store, kind, at as u64).unwrap();
     }
-    let keep = Keep { steps: 2, published: 2 };
+    let keep = Keep { steps: 2, published: 2, ..Keep::DEFAULT };
     let removed = store.prune(keep).unwrap();
-    assert_eq!(removed, [5, 3, 2, 1]);
+    assert_eq!(removed, [1, 5, 3, 2]);
     assert_eq!(numbers(&store), [4, 6, 7, 8]);
     assert_eq!(numbers(&open(folder.path()).0), [4, 6, 7, 8]);
-    let none = Keep { steps: 0, published: 0 };
+    let none = Keep { steps: 0, published: 0, ..Keep::DEFAULT };
     store.prune(none).unwrap();
     assert_eq!(numbers(&store), [8], "the newest always stays");
-    assert_eq!(Keep::default(), Keep { steps: 2, published: 8 });
+}
+
+#[test]
+fn a_quota_takes_the_oldest_steps_first_and_the_newest_never() {
+    use RevisionKind::{Published, Step};
+    let kept = |files: u64| {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut store, _) = open(folder.path());
+        for kind in [Published, Step, Published, Step, Step] {
+            commit(&mut store, kind, 1).unwrap();
+        }
+        let bytes = store.list()[0].bytes;
+        assert_eq!(store.bytes(), 5 * bytes);
+        store.prune(Keep { steps: 9, published: 9, bytes: files * bytes }).unwrap();
+        assert_eq!(numbers(&open(folder.path()).0), numbers(&store));
+        numbers(&store)
+    };
+    assert_eq!(kept(5), [1, 2, 3, 4, 5]);
+    assert_eq!(kept(4), [1, 3, 4, 5]);
+    assert_eq!(kept(3), [1, 3, 5]);
+    assert_eq!(kept(2), [3, 5]);
+    assert_eq!([kept(1), kept(0)], [[5], [5]]);
+}
+
+#[test]
+fn what_was_written_lately_is_counted_by_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(folder.path());
+    assert_eq!(store.bytes_written_since(0), 0);
+    for time in [10, 20, 30, 40] {
+        let sections = [("fast", SectionData::F32(&[1.0; 4]))];
+        let draft = Draft { kind: RevisionKind::Step, parent: None, created_unix_s: time, sections: &sections };
+        store.commit(&draft).unwrap();
+    }
+    let bytes = store.list()[0].bytes;
+    let written = |store: &RevisionStore| [0, 20, 25, 41].map(|since| store.bytes_written_since(since) / bytes);
+    assert_eq!(written(&store), [4, 3, 2, 0]);
+    store.remove(&[2, 3, 9]).unwrap();
+    assert_eq!(written(&store), [4, 3, 3, 0], "those that are gone were written too");
 }
 
 #[test]

@@ -54,6 +54,16 @@ impl FaultyFiles {
         Self { is_done_anyway: true, ..Self::new(nth, error) }
     }
 
+    /// The error number of the call that fails.
+    pub(crate) fn error(&self) -> i32 {
+        self.error
+    }
+
+    /// Whether the call that fails was made.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.calls() > self.nth
+    }
+
     /// The number of calls so far.
     pub(crate) fn calls(&self) -> usize {
         self.call_names().len()
@@ -131,6 +141,10 @@ impl Files for FaultyFiles {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.call("remove", || SystemFiles.remove(path))
+    }
+
+    fn remove_folder(&self, path: &Path) -> io::Result<()> {
+        self.call("remove_folder", || SystemFiles.remove_folder(path))
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {

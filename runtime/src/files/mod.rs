@@ -37,6 +37,8 @@ pub(crate) trait Files: fmt::Debug + Send + Sync {
     fn sync_folder(&self, path: &Path) -> io::Result<()>;
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Removes an empty folder.
+    fn remove_folder(&self, path: &Path) -> io::Result<()>;
     fn list(&self, path: &Path) -> io::Result<Vec<OsString>>;
 }
 
@@ -117,6 +119,10 @@ impl Files for SystemFiles {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
+    }
+
+    fn remove_folder(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir(path)
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {

@@ -63,6 +63,22 @@ impl Batch {
         }
         Ok(Self { tokens, positions, targets })
     }
+
+    /// The mean over each row of a value at each of [`Batch::positions`]; 0 for a row without any.
+    pub fn row_means(&self, values: &[f32]) -> Vec<f32> {
+        let mut scored = self.positions.iter().zip(values).peekable();
+        let mut end = 0;
+        let means = self.tokens.lengths().iter().map(|length| {
+            end += length;
+            let (mut sum, mut count) = (0.0, 0_u16);
+            while let Some((_, value)) = scored.next_if(|(position, _)| **position < end) {
+                sum += value;
+                count += 1;
+            }
+            sum / f32::from(count.max(1))
+        });
+        means.collect()
+    }
 }
 
 /// Which examples, by index, each step of a run trains on.
@@ -127,6 +143,7 @@ mod tests {
         assert_eq!(batch.tokens.ids(), [5, 6, 7, 2, 8, 9, 3, 4, 1]);
         assert_eq!(batch.positions, [1, 2, 4, 6, 7]);
         assert_eq!(batch.targets, [7, 2, 9, 4, 1]);
+        assert_eq!(batch.row_means(&[1.0, 2.0, 5.0, 3.0, 4.0]), [1.5, 5.0, 3.5]);
     }
 
     #[test]

@@ -3,13 +3,15 @@
 //! Everything here is small, goes into every revision, and together with the examples decides every later step. Knows
 //! examples only by their ids.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::batch::Schedule;
 use super::methods::{ContinualMethod, Method, Moment};
 use super::trainer::TrainerConfig;
 use crate::example::{ExampleId, mix};
-use crate::replay::{Memory, Policy};
+use crate::replay::{Memory, Newcomer, Policy};
 
 /// A set of example ids as ranges, which stays small where ids come in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +43,15 @@ impl Lineage {
     pub fn contains(&self, id: ExampleId) -> bool {
         let at = self.ranges.partition_point(|&(_, last)| last < id.0);
         self.ranges.get(at).is_some_and(|&(first, _)| first <= id.0)
+    }
+
+    /// Whether an id is in both.
+    pub fn intersects(&self, other: &Self) -> bool {
+        let meets = |&(first, last): &(u64, u64)| {
+            let at = self.ranges.partition_point(|&(_, end)| end < first);
+            self.ranges.get(at).is_some_and(|&(begin, _)| begin <= last)
+        };
+        other.ranges.iter().any(meets)
     }
 
     /// How many ids are in it.
@@ -136,11 +147,11 @@ impl Run {
         schedule.examples_of_step(step).into_iter().map(|index| self.ids[index]).collect()
     }
 
-    /// What the next step replays from `memory` beside `new` examples, none of which is in `exclude`.
-    pub fn draw(&self, memory: &Memory, new: usize, exclude: &[ExampleId]) -> Vec<ExampleId> {
+    /// What the next step replays from `memory` beside `new` examples, nothing that is excluded.
+    pub fn draw(&self, memory: &Memory, new: usize, is_excluded: impl Fn(ExampleId) -> bool) -> Vec<ExampleId> {
         let count = (self.settings.method.replay_ratio() * new as f64).round() as usize;
         // Runs of one session draw independently.
-        memory.draw(count, mix(self.settings.seed ^ mix(self.number)), self.steps_done, exclude)
+        memory.draw(count, mix(self.settings.seed ^ mix(self.number)), self.steps_done, is_excluded)
     }
 }
 
@@ -153,8 +164,9 @@ pub struct History {
     pub run: Option<Run>,
     /// Every example that a step has trained on.
     pub lineage: Lineage,
-    /// Learned in the newest run for the first time, and so not yet offered to the memory.
-    pub fresh: Lineage,
+    /// Learned in the newest run for the first time, and so not yet offered to the memory; each with its mean negative log
+    /// likelihood in nats before it was trained on.
+    pub fresh: BTreeMap<ExampleId, f32>,
     /// What is replayed.
     pub memory: Memory,
 }
@@ -166,7 +178,7 @@ impl History {
             steps: 0,
             run: None,
             lineage: Lineage::default(),
-            fresh: Lineage::default(),
+            fresh: BTreeMap::new(),
             memory: Memory::new(policy, memory_examples),
         }
     }
@@ -193,21 +205,21 @@ impl History {
         task_of: impl Fn(ExampleId) -> Option<&'a str>,
     ) {
         let seed = settings.seed;
-        for id in std::mem::take(&mut self.fresh).ids() {
+        for (id, nll) in std::mem::take(&mut self.fresh) {
             if let Some(task) = task_of(id) {
-                self.memory.insert(id, task, seed);
+                self.memory.insert(Newcomer { id, task, nll }, seed);
             }
         }
         let number = self.run_number() + 1;
         self.run = Some(Run { number, settings, ids, steps_total, steps_done: 0 });
     }
 
-    /// Counts a step of the run in hand that trained on `new`.
-    pub fn step_done(&mut self, new: &[ExampleId]) {
+    /// Counts a step of the run in hand that trained on `new`, whose mean negative log likelihoods were `nll` before.
+    pub fn step_done(&mut self, new: &[ExampleId], nll: &[f32]) {
         self.steps += 1;
-        for id in new {
+        for (id, nll) in new.iter().zip(nll) {
             if !self.lineage.contains(*id) {
-                self.fresh.insert(*id);
+                self.fresh.insert(*id, *nll);
             }
             self.lineage.insert(*id);
         }
@@ -223,8 +235,18 @@ impl History {
         }
     }
 
+    /// Takes leave of examples that are not stored any more: they are replayed no more, and a run that was to learn one is
+    /// given up.
+    pub fn drop_missing(&mut self, is_stored: impl Fn(ExampleId) -> bool) {
+        self.memory.retain(&is_stored);
+        self.fresh.retain(|id, _| is_stored(*id));
+        if self.run.as_ref().is_some_and(|run| !run.is_finished() && !run.ids.iter().all(|id| is_stored(*id))) {
+            self.give_up();
+        }
+    }
+
     /// Gives the memory another policy or capacity: of the `stored` examples, oldest first, it then holds what it would if
-    /// they had been learned in this order under the new one.
+    /// they had been learned in this order under the new one, as far as that is known: what surprised once counts as expected.
     pub fn set_memory<'a>(
         &mut self,
         policy: Policy,
@@ -233,8 +255,9 @@ impl History {
         stored: impl IntoIterator<Item = (ExampleId, &'a str)>,
     ) {
         if (self.memory.policy(), self.memory.capacity()) != (policy, capacity) {
-            let is_offered = |id| self.lineage.contains(id) && !self.fresh.contains(id);
+            let is_offered = |id| self.lineage.contains(id) && !self.fresh.contains_key(&id);
             let offered = stored.into_iter().filter(|(id, _)| is_offered(*id));
+            let offered = offered.map(|(id, task)| Newcomer { id, task, nll: 0.0 });
             self.memory = Memory::rebuild(policy, capacity, seed, offered);
         }
     }
@@ -245,9 +268,9 @@ impl History {
     /// Names the part that is wrong.
     pub(crate) fn check(&self) -> Result<(), &'static str> {
         let unless = |holds: bool, what| if holds { Ok(()) } else { Err(what) };
-        unless(self.lineage.is_sound() && self.fresh.is_sound(), "ranges of examples")?;
-        unless(self.memory.is_sound(), "the memory")?;
-        let ids = self.run.as_ref().map_or(0, |run| run.ids.len() as u64);
+        unless(self.lineage.is_sound(), "ranges of examples")?;
+        unless(self.fresh.keys().all(|id| self.lineage.contains(*id)), "what is fresh was never learned")?;
+        let ids = self.run.as_ref().map_or(0, |run| run.ids.len());
         unless(self.fresh.len() <= ids, "more examples learned than the run has")?;
         let Some(run) = &self.run else { return Ok(()) };
         let RunSettings { method, trainer, batch_rows, .. } = &run.settings;
@@ -279,6 +302,13 @@ mod tests {
             }
             assert!((0..31).all(|id| ranges.contains(ExampleId(id)) == set.contains(&id)), "{ranges:?}, {set:?}");
             assert_eq!(ranges.len(), set.len() as u64);
+            let (mut others, mut other_set) = (Lineage::default(), BTreeSet::new());
+            for _ in 0..rng.next_u32() % 4 {
+                let id = u64::from(rng.next_u32() % 30);
+                others.insert(ExampleId(id));
+                other_set.insert(id);
+            }
+            assert_eq!(ranges.intersects(&others), !set.is_disjoint(&other_set));
             assert!(ranges.ranges().windows(2).all(|pair| pair[0].1 + 1 < pair[1].0), "{ranges:?}");
         }
         let mut ends = Lineage::default();
@@ -301,11 +331,11 @@ mod tests {
         let mut history = History::new(Policy::Reservoir, 10);
         let ids: Vec<ExampleId> = (1..=4).map(ExampleId).collect();
         history.begin(settings(Examples::NotYetLearned(None)), ids, 2, task);
-        history.step_done(&[ExampleId(3), ExampleId(1)]);
+        history.step_done(&[ExampleId(3), ExampleId(1)], &[2.0, 1.0]);
         assert_eq!(history.memory.seen(), 0, "a run does not replay its own examples");
         history.begin(settings(Examples::NotYetLearned(None)), vec![ExampleId(2), ExampleId(3)], 1, task);
         assert_eq!(history.memory.ids().collect::<Vec<_>>(), [ExampleId(1), ExampleId(3)]);
-        history.step_done(&[ExampleId(2), ExampleId(3)]);
+        history.step_done(&[ExampleId(2), ExampleId(3)], &[3.0, 0.5]);
         history.begin(settings(Examples::NotYetLearned(None)), vec![ExampleId(5)], 1, task);
         assert_eq!(history.memory.ids().collect::<Vec<_>>(), [ExampleId(1), ExampleId(3), ExampleId(2)]);
         let remembered = history.memory.clone();
@@ -321,17 +351,34 @@ mod tests {
     fn a_step_replays_neither_what_it_learns_nor_what_is_gone() {
         let mut history = History::new(Policy::Reservoir, 10);
         history.begin(settings(Examples::NotYetLearned(None)), (1..=9).map(ExampleId).collect(), 5, task);
-        (1..=9).for_each(|id| history.step_done(&[ExampleId(id)]));
+        (1..=9).for_each(|id| history.step_done(&[ExampleId(id)], &[1.0]));
         history.begin(settings(Examples::NotYetLearned(None)), vec![ExampleId(20)], 5, task);
         let run = history.run.clone().unwrap();
-        let drawn = run.draw(&history.memory, 20, &[ExampleId(1)]);
+        let is_new = |id| id == ExampleId(1);
+        let drawn = run.draw(&history.memory, 20, is_new);
         assert_eq!(drawn.len(), 7, "of nine, one is learned now and one is stored no more");
         assert!(!drawn.contains(&ExampleId(1)) && !drawn.contains(&ExampleId(9)));
         let later = Run { steps_done: 1, ..run.clone() };
         let next = Run { number: 3, ..run.clone() };
-        assert_eq!(drawn, run.draw(&history.memory, 20, &[ExampleId(1)]));
-        assert_ne!(drawn, later.draw(&history.memory, 20, &[ExampleId(1)]));
-        assert_ne!(drawn, next.draw(&history.memory, 20, &[ExampleId(1)]));
+        assert_eq!(drawn, run.draw(&history.memory, 20, is_new));
+        assert_ne!(drawn, later.draw(&history.memory, 20, is_new));
+        assert_ne!(drawn, next.draw(&history.memory, 20, is_new));
+    }
+
+    #[test]
+    fn what_is_not_stored_any_more_is_neither_replayed_nor_waited_for() {
+        let mut history = History::new(Policy::Reservoir, 10);
+        history.begin(settings(Examples::NotYetLearned(None)), (1..=4).map(ExampleId).collect(), 4, task);
+        (1..=4).for_each(|id| history.step_done(&[ExampleId(id)], &[1.0]));
+        history.begin(settings(Examples::NotYetLearned(None)), vec![ExampleId(5), ExampleId(6)], 5, task);
+        history.step_done(&[ExampleId(5)], &[1.0]);
+        let before = history.clone();
+        history.drop_missing(|_| true);
+        assert_eq!(history, before);
+        history.drop_missing(|id| id.0 != 2 && id.0 != 5);
+        assert_eq!(history.memory.ids().map(|id| id.0).collect::<Vec<_>>(), [1, 3, 4]);
+        assert!(history.fresh.is_empty() && history.run.as_ref().is_some_and(Run::is_finished));
+        history.check().unwrap();
     }
 
     #[test]
@@ -343,7 +390,7 @@ mod tests {
         assert!(history.same_run(&these(), |_| 6).is_none());
         assert!(history.same_run(&RunSettings { seed: 2, ..these() }, |_| 5).is_none());
         assert!(history.same_run(&settings(Examples::These(vec![ExampleId(2)])), |_| 5).is_none());
-        (0..5).for_each(|_| history.step_done(&[ExampleId(1)]));
+        (0..5).for_each(|_| history.step_done(&[ExampleId(1)], &[1.0]));
         assert!(history.same_run(&these(), |_| 5).is_some_and(Run::is_finished));
     }
 }

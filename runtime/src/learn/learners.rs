@@ -113,11 +113,11 @@ impl<'a> Learners<'a> {
         Ok(by_depth.into_iter().map(|parts| Tensor::cat(parts, 0)).collect())
     }
 
-    /// Negative log likelihoods of a batch's scored tokens, `[positions]`, in nats.
+    /// Negative log likelihood of each of a batch's scored tokens, `[positions]`, in nats.
     ///
     /// # Errors
     /// [`ComputeError::TokenOutOfRange`] for a target that the vocabulary does not have; a cancel.
-    pub fn nll(&self, hidden: &Tensor<2>, batch: &Batch, stop: &Stop) -> Result<Tensor<1>, ComputeError> {
+    pub fn token_nll(&self, hidden: &Tensor<2>, batch: &Batch, stop: &Stop) -> Result<Tensor<1>, ComputeError> {
         self.model.token_nll(loss::select(hidden, &batch.positions), &batch.targets, stop)
     }
 

@@ -90,7 +90,7 @@ pub struct StepRows<'a> {
 }
 
 /// What a step measured, all before its update.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StepLog {
     /// Mean cross entropy of the new examples' scored tokens, in nats.
     pub cross_entropy: f64,
@@ -100,6 +100,8 @@ pub struct StepLog {
     pub consistency: Option<f64>,
     /// What was minimized.
     pub loss: f64,
+    /// Mean negative log likelihood of each new example's scored tokens in nats, in the order of the rows.
+    pub new_nll: Vec<f32>,
     /// L2 norm of its gradient, before clipping.
     pub grad_norm: f64,
     /// Forward passes over the base, of both learners.
@@ -150,7 +152,7 @@ impl<'a, M: ContinualMethod> Trainer<'a, M> {
         let mut measured = Measured::default();
         for micro in &micro_batches {
             let loss = self.method.loss(&learners, micro, stop)?;
-            measured.add(self.read(&loss)?);
+            measured.add(micro, self.read(&loss)?);
             let part = loss.tape.gradients(&loss.total)?;
             match &mut gradient {
                 Some(gradient) => add(gradient, &part),
@@ -180,6 +182,7 @@ impl<'a, M: ContinualMethod> Trainer<'a, M> {
             replayed_tokens += replayed.iter().map(|row| row.tokens.len()).sum::<usize>();
             parts.push(MicroBatch {
                 batch: Batch::new(&part)?,
+                new_rows: new.len(),
                 new_positions: new.iter().map(|row| row.scored().len()).sum(),
                 replayed: first..replayed_tokens,
                 step,
@@ -188,22 +191,30 @@ impl<'a, M: ContinualMethod> Trainer<'a, M> {
         Ok(parts)
     }
 
-    /// The numbers of a loss.
-    fn read(&self, loss: &Loss<'_>) -> Result<Terms<Option<f64>>, ComputeError> {
+    /// The numbers of a loss, in one transfer from the device.
+    fn read(&self, loss: &Loss<'_>) -> Result<Numbers, ComputeError> {
         let terms: Terms<Option<Tensor<1>>> = [
             Some(loss.total.clone().inner()),
             loss.cross_entropy.clone(),
             loss.replayed_cross_entropy.clone(),
             loss.consistency.clone(),
         ];
-        let there: Vec<Tensor<1>> = terms.iter().flatten().cloned().collect();
-        let mut values = self.model.device().read(Tensor::cat(there, 0))?.into_iter().map(f64::from);
-        Ok(terms.map(|term| term.and_then(|_| values.next())))
+        let there: Vec<Tensor<1>> = terms.iter().flatten().chain([&loss.token_nll]).cloned().collect();
+        let mut values = self.model.device().read(Tensor::cat(there, 0))?.into_iter();
+        let terms = terms.map(|term| term.and_then(|_| values.next()).map(f64::from));
+        Ok(Numbers { terms, token_nll: values.collect() })
     }
 }
 
 /// Of a loss: the total, the cross entropies of new and replayed rows, the consistency.
 type Terms<T> = [T; 4];
+
+/// A [`Loss`] on the host.
+#[derive(Debug)]
+struct Numbers {
+    terms: Terms<Option<f64>>,
+    token_nll: Vec<f32>,
+}
 
 /// Sums over the micro-batches of a step.
 #[derive(Debug, Default)]
@@ -212,10 +223,13 @@ struct Measured {
     cross_entropy: f64,
     replayed_cross_entropy: Option<f64>,
     consistency: Option<f64>,
+    new_nll: Vec<f32>,
 }
 
 impl Measured {
-    fn add(&mut self, [loss, cross_entropy, replayed_cross_entropy, consistency]: Terms<Option<f64>>) {
+    fn add(&mut self, micro: &MicroBatch, numbers: Numbers) {
+        let [loss, cross_entropy, replayed_cross_entropy, consistency] = numbers.terms;
+        self.new_nll.extend(micro.batch.row_means(&numbers.token_nll).into_iter().take(micro.new_rows));
         self.loss += loss.unwrap_or(f64::NAN);
         self.cross_entropy += cross_entropy.unwrap_or(0.0);
         for (sum, part) in
@@ -233,6 +247,7 @@ impl Measured {
             replayed_cross_entropy: self.replayed_cross_entropy,
             consistency: self.consistency,
             loss: self.loss,
+            new_nll: self.new_nll,
             grad_norm,
             forward_passes,
             tokens: micro_batches.iter().map(|micro| micro.batch.tokens.ids().len()).sum(),

@@ -297,15 +297,20 @@ impl<M: Medium> ReplayLog<M> {
     }
 
     fn erase_unless_erased(&mut self, slot: u32) -> Result<(), ReplayError<M::Error>> {
+        match self.reads_as_erased(slot)? {
+            true => Ok(()),
+            false => self.erase(&[slot]),
+        }
+    }
+
+    /// Whether nothing but an erase count stands in a slot.
+    pub(super) fn reads_as_erased(&mut self, slot: u32) -> Result<bool, ReplayError<M::Error>> {
         let mut bytes = vec![0; self.geometry.segment_bytes as usize];
         let doing = "read a segment";
         let read = self.medium.read(self.geometry.base(slot), &mut bytes);
         read.map_err(|source| ReplayError::Medium { doing, source })?;
         let (frames, last_word) = bytes.split_at(self.geometry.frames_end() as usize);
-        if is_erased(frames) && (is_erased(last_word) || parse_wear_word(last_word).is_some()) {
-            return Ok(());
-        }
-        self.erase(&[slot])
+        Ok(is_erased(frames) && (is_erased(last_word) || parse_wear_word(last_word).is_some()))
     }
 
     /// Erases slots and notes that in them, with one sync.

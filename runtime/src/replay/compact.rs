@@ -194,32 +194,97 @@ impl<M: Medium> ReplayLog<M> {
 
     /// Erases every segment that holds a copy of one of `ids`, live ones moved, and all that is not part of the log.
     fn erase_bytes_of(&mut self, ids: &[ExampleId], report: &mut CompactReport) -> Result<(), ReplayError<M::Error>> {
-        let is_left = |slot: &Slot| matches!(slot, Slot::Remains | Slot::Orphan | Slot::Damaged);
-        let left: Vec<u32> = (0..).zip(&self.slots).filter(|(_, slot)| is_left(slot)).map(|(at, _)| at).collect();
-        if !left.is_empty() {
-            self.erase(&left)?;
-            report.segments_freed += left.len() as u32;
-        }
+        self.keep_lost_ids(report)?;
+        self.erase_leftovers(report)?;
         let mut at = 0;
         while at < self.segments.len() {
             let segment = self.segments[at];
             let stretch = segment.from_id..self.until_id(at);
-            let is_asked = |id: &ExampleId| (segment.held_from_id..stretch.end).contains(&id.0);
-            let asked: Vec<u64> = ids.iter().filter(|id| is_asked(id)).map(|id| id.0).collect();
-            let holds =
-                segment.has_remains || !asked.is_empty() && self.ids_in(&segment)?.iter().any(|id| asked.contains(id));
-            if holds {
-                let until_id = stretch.end;
-                if !self.rewrite(stretch, Rewrite::default(), report)? {
-                    return Err(self.full(u64::from(self.geometry.segment_bytes)));
-                }
-                at = self.segments.partition_point(|segment| segment.from_id < until_id).max(at + 1);
-            } else {
+            if !segment.has_remains && !self.holds_any(&segment, stretch.end, ids)? {
                 at += 1;
+                continue;
+            }
+            if stretch.is_empty() {
+                self.give_back(at, report)?;
+                continue;
+            }
+            let until_id = stretch.end;
+            if !self.rewrite(stretch, Rewrite::default(), report)? {
+                return Err(self.full(u64::from(self.geometry.segment_bytes)));
+            }
+            at = self.segments.partition_point(|segment| segment.from_id < until_id).max(at + 1);
+        }
+        Ok(())
+    }
+
+    /// Whether a segment that answers up to `until_id` has bytes of one of `ids`.
+    fn holds_any(
+        &mut self,
+        segment: &Segment,
+        until_id: u64,
+        ids: &[ExampleId],
+    ) -> Result<bool, ReplayError<M::Error>> {
+        let held = segment.held_from_id..until_id;
+        if !ids.iter().any(|id| held.contains(&id.0)) {
+            return Ok(false);
+        }
+        Ok(self.ids_in(segment)?.iter().any(|&held| ids.contains(&ExampleId(held))))
+    }
+
+    /// Where ids were given out and their records are lost, only what is left of those says so. Before it is erased, a
+    /// copy of nothing answers for them, so that they stay used.
+    fn keep_lost_ids(&mut self, report: &mut CompactReport) -> Result<(), ReplayError<M::Error>> {
+        if self.next_id == self.end_id {
+            return Ok(());
+        }
+        let place = Segment {
+            slot: 0,
+            version: FORMAT_VERSION,
+            sequence: self.last_sequence + 1,
+            from_id: self.end_id,
+            held_from_id: self.end_id,
+            used_bytes: 0,
+            chain: self.chain,
+            end_chain: self.chain,
+            seal: self.sealer.as_ref().map(Sealer::segment),
+            has_remains: false,
+        };
+        let nothing = Packed { frames: Vec::new(), events: 0, end: SEGMENT_HEADER_BYTES as u32 };
+        let copy = self.write_copy(place, self.next_id, false, &nothing, &[])?;
+        report.segments_written += 1;
+        self.segments.push(copy);
+        self.active = None;
+        self.end_id = self.next_id;
+        Ok(())
+    }
+
+    /// Erases what is not part of the log: remains of whatever was cut short, and what stands behind a header whose erase
+    /// was.
+    fn erase_leftovers(&mut self, report: &mut CompactReport) -> Result<(), ReplayError<M::Error>> {
+        let mut left = Vec::new();
+        for slot in 0..self.geometry.segments {
+            let is_left = match self.slots[slot as usize] {
+                Slot::Used => false,
+                Slot::Remains | Slot::Orphan | Slot::Damaged => true,
+                Slot::Erased => !self.reads_as_erased(slot)?,
+            };
+            if is_left {
+                left.push(slot);
             }
         }
-        // Interrupted starts leave their bytes behind an erased header.
-        Ok(())
+        if left.is_empty() {
+            return Ok(());
+        }
+        report.segments_freed += left.len() as u32;
+        self.erase(&left)
+    }
+
+    /// Erases a segment that answers for no id.
+    fn give_back(&mut self, at: usize, report: &mut CompactReport) -> Result<(), ReplayError<M::Error>> {
+        let empty = self.segments.remove(at);
+        self.used_bytes -= u64::from(empty.used_bytes);
+        report.segments_freed += 1;
+        self.erase(&[empty.slot])
     }
 
     /// The stretch of ids that the segment which answers for `id` answers for.

@@ -29,6 +29,6 @@ pub use config::{
 pub use error::{DropReason, Dropped, ReplayError};
 pub use index::TaskCount;
 pub use log::ReplayLog;
-pub use policy::{Insertion, Memory, Policy};
+pub use policy::{Insertion, Memory, MemoryV1, Newcomer, Policy};
 pub use record::RecordError;
 pub use seal::Seal;

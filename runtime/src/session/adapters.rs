@@ -8,6 +8,7 @@ use super::error::SessionError;
 use super::{Learner, Session};
 use crate::checkpoint::RevisionKind;
 use crate::learn::{AdamW, LearnerState};
+use crate::store::saved::Saved;
 
 impl Session {
     /// Writes a learner's adapter as a folder that PEFT loads, with the base model's digest in it.
@@ -34,13 +35,19 @@ impl Session {
         Ok(imported.base_is_known)
     }
 
-    /// Goes back to the adapters of an earlier revision, as a new revision. Examples stay; what was learned since counts as
-    /// not yet learned.
+    /// Goes back to the adapters of an earlier revision, as a new revision; 0 is before anything was learned. Examples stay;
+    /// what was learned since counts as not yet learned.
     ///
     /// # Errors
     /// [`SessionError::Store`] if there is no such revision, or it is damaged; nothing is changed then.
     pub fn rollback(&mut self, revision: u64) -> Result<(), SessionError> {
-        let saved = self.ledger.rollback(revision, &self.model)?;
+        let saved = if revision == 0 {
+            let Saved { state, history } = self.bare()?;
+            self.ledger.commit(&state, &history, RevisionKind::Published)?;
+            Saved { state, history }
+        } else {
+            self.ledger.rollback(revision, &self.model)?
+        };
         self.state = saved.state;
         self.history = saved.history;
         self.state_version += 1;

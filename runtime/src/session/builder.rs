@@ -12,14 +12,20 @@ use mynah_models::{Model, Precision};
 use super::control::Control;
 use super::error::SessionError;
 use super::ledger::Ledger;
-use super::saved::Saved;
 use super::threads::Threads;
 use super::wording::Wording;
 use super::{Learner, Session};
+use crate::checkpoint::Keep;
 use crate::device::{self, DeviceChoice};
 use crate::learn::methods::ContinualMethod;
 use crate::learn::{AdamW, DEFAULT_MEMORY_BYTES, History, LearnerState, Method, TrainerConfig};
 use crate::replay::Policy;
+use crate::store::saved::Saved;
+
+/// How many examples a new store can replay.
+const MEMORY_EXAMPLES: u32 = 500;
+/// What commits may write in a day.
+const DAILY_WEAR_BYTES: u64 = 1 << 30;
 
 /// The model of a session: a file, or one that was opened before.
 #[derive(Debug, Clone)]
@@ -69,9 +75,11 @@ pub struct SessionBuilder {
     pub(super) trainer: TrainerConfig,
     pub(super) context_tokens: usize,
     pub(super) end_token: Option<u32>,
-    pub(super) memory_policy: Policy,
-    pub(super) memory_examples: u32,
-    pub(super) commit_every_steps: u64,
+    pub(super) memory_policy: Option<Policy>,
+    pub(super) memory_examples: Option<u32>,
+    pub(super) commit_every_steps: Option<u64>,
+    pub(super) daily_wear_bytes: u64,
+    pub(super) keep: Keep,
     pub(super) memory_bytes: u64,
 }
 
@@ -90,9 +98,11 @@ impl SessionBuilder {
             trainer: TrainerConfig::default(),
             context_tokens: 2048,
             end_token: None,
-            memory_policy: Policy::BalancedReservoir { floor: 10 },
-            memory_examples: 500,
-            commit_every_steps: 1,
+            memory_policy: None,
+            memory_examples: None,
+            commit_every_steps: None,
+            daily_wear_bytes: DAILY_WEAR_BYTES,
+            keep: Keep::DEFAULT,
             memory_bytes: DEFAULT_MEMORY_BYTES,
         }
     }
@@ -167,21 +177,42 @@ impl SessionBuilder {
         self
     }
 
-    /// Which examples stay to be replayed when there are more. Default: tasks share the room, none has less than 10.
+    /// Which examples stay to be replayed when there are more. Default: the store's policy, or [`Policy::default`]:
+    /// tasks share the room, none has less than ten.
+    ///
+    /// A store that was opened under another policy chooses again among what it learned; how surprising that was is not
+    /// known any more.
     pub fn memory_policy(mut self, policy: Policy) -> Self {
-        self.memory_policy = policy;
+        self.memory_policy = Some(policy);
         self
     }
 
-    /// How many examples can be replayed. Default 500.
+    /// How many examples can be replayed. Default: as many as in the store before, or 500.
     pub fn memory_examples(mut self, examples: u32) -> Self {
-        self.memory_examples = examples;
+        self.memory_examples = Some(examples);
         self
     }
 
-    /// Steps between two commits: what a kill may cost. Default 1: at most the step in hand.
+    /// Steps between two commits: what a kill may cost. Default: as few as [`SessionBuilder::daily_wear_bytes`] allows, and
+    /// one where it allows that: then a kill costs the step in hand.
     pub fn commit_every_steps(mut self, steps: u64) -> Self {
-        self.commit_every_steps = steps.max(1);
+        self.commit_every_steps = Some(steps.max(1));
+        self
+    }
+
+    /// What commits may write in a day, from which the steps between two of them follow. Default one gibibyte. Once it is
+    /// spent, only the end of a call of [`Session::learn`] is committed.
+    ///
+    /// A commit of a 135-million-parameter model at rank 8 writes 39 MB in the middle of a run, so that a run of 26 steps
+    /// commits each of them. Flash of 64 GB that bears each block being written 1,000 times lasts 170 years at that rate.
+    pub fn daily_wear_bytes(mut self, bytes: u64) -> Self {
+        self.daily_wear_bytes = bytes;
+        self
+    }
+
+    /// Which revisions are kept to go back to. Default: [`Keep::DEFAULT`].
+    pub fn keep_revisions(mut self, keep: Keep) -> Self {
+        self.keep = keep;
         self
     }
 
@@ -212,11 +243,15 @@ impl SessionBuilder {
             threads.run(|| rayon::join(|| wording(&gguf, self.end_token), || Model::load(&gguf, &opened.device)));
         let (wording, model) = (wording?, model?);
         let (ledger, saved) = match &self.store {
-            Some(folder) => Ledger::open(folder, self.is_read_only, &model, &wording.tokenizer)?,
+            Some(folder) => Ledger::open(folder, self.is_read_only, self.keep, &model, &wording.tokenizer)?,
             None => (Ledger::in_memory(), None),
         };
         let (state, mut history) = self.start(&model, saved)?;
-        history.set_memory(self.memory_policy, self.memory_examples, self.seed, ledger.ids_and_tasks());
+        let policy = self.memory_policy.unwrap_or(history.memory.policy());
+        let capacity = self.memory_examples.unwrap_or(history.memory.capacity());
+        // Forgotten by a process that had no model.
+        history.drop_missing(|id| ledger.task(id).is_some());
+        history.set_memory(policy, capacity, self.seed, ledger.ids_and_tasks());
         Ok(Session {
             context_tokens: self.context_tokens.clamp(1, model.config().max_position_embeddings),
             model: Arc::new(model),
@@ -235,6 +270,7 @@ impl SessionBuilder {
             method: self.method,
             trainer: self.trainer,
             commit_every_steps: self.commit_every_steps,
+            daily_wear_bytes: self.daily_wear_bytes,
             memory_bytes: self.memory_bytes,
         })
     }
@@ -242,10 +278,9 @@ impl SessionBuilder {
     /// The learners of the newest revision, or fresh ones.
     fn start(&self, model: &Model, saved: Option<Saved>) -> Result<(LearnerState, History), SessionError> {
         let Some(Saved { state, history }) = saved else {
-            let lora = self.lora.clone().unwrap_or_default();
-            let mut state = LearnerState::new(Adapter::init(model.config(), &lora, self.seed)?);
-            state.optimizer = AdamW::new(0);
-            return Ok((state, History::new(self.memory_policy, self.memory_examples)));
+            let state = nothing_learned(model, &self.lora.clone().unwrap_or_default(), self.seed)?;
+            let policy = self.memory_policy.unwrap_or_default();
+            return Ok((state, History::new(policy, self.memory_examples.unwrap_or(MEMORY_EXAMPLES))));
         };
         let found = state.fast.config();
         match &self.lora {
@@ -255,6 +290,13 @@ impl SessionBuilder {
             _ => Ok((state, history)),
         }
     }
+}
+
+/// Learners that do not change the model yet.
+pub(super) fn nothing_learned(model: &Model, lora: &LoraConfig, seed: u64) -> Result<LearnerState, SessionError> {
+    let mut state = LearnerState::new(Adapter::init(model.config(), lora, seed)?);
+    state.optimizer = AdamW::new(0);
+    Ok(state)
 }
 
 /// Whether two configurations make adapters of one layout and strength; the order of targets does not matter.

@@ -4,16 +4,17 @@ use std::collections::{BTreeMap, VecDeque};
 
 use mynah_models::ComputeError;
 
-use super::Session;
 use super::control::Phase;
 use super::error::SessionError;
-use crate::budget::{Budget, Meter, Report, StoppedBy, peak_resident_bytes};
+use super::{Session, now_unix_s};
+use crate::budget::{Budget, Meter, Report, StoppedBy, commit_interval, peak_resident_bytes};
 use crate::checkpoint::RevisionKind;
 use crate::example::{Example, ExampleId};
 use crate::learn::{AdamW, Examples, LearnError, Row, Run, RunSettings, SettingError, StepLog, StepRows, Trainer};
 
 /// Steps whose mean loss a report gives.
 const REPORTED_STEPS: usize = 10;
+const SECONDS_PER_DAY: u64 = 24 * 60 * 60;
 
 /// What a run is to learn and how long.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,7 +72,8 @@ impl Session {
     /// A run stopped and resumed, at whatever step and however often, even by a kill, gives the same bytes on the CPU as
     /// one that never stopped, if its [`precision`](super::SessionBuilder::precision) stays the same.
     ///
-    /// After each step, or every [`commit_every_steps`](super::SessionBuilder::commit_every_steps), the state is
+    /// After each step, or as rarely as [`commit_every_steps`](super::SessionBuilder::commit_every_steps) or
+    /// [`daily_wear_bytes`](super::SessionBuilder::daily_wear_bytes) say, the state is
     /// committed to the store; on return all of it is. What is served is always the newest state.
     ///
     /// # Errors
@@ -123,6 +125,7 @@ impl Session {
 
     /// Takes steps and commits them until something ends it.
     fn take_steps(&mut self, call: &mut Call) -> Result<StoppedBy, SessionError> {
+        let interval = self.commit_interval();
         let mut uncommitted = 0;
         let stopped_by = loop {
             if let Some(reason) = self.reason_to_stop(&call.meter) {
@@ -138,7 +141,7 @@ impl Session {
             }
             uncommitted += 1;
             let is_last = self.reason_to_stop(&call.meter).is_some();
-            if is_last || uncommitted >= self.commit_every_steps {
+            if is_last || uncommitted >= interval {
                 let kind = if is_last { RevisionKind::Published } else { RevisionKind::Step };
                 self.commit(call, true, kind)?;
                 uncommitted = 0;
@@ -147,6 +150,15 @@ impl Session {
         // Steps that were taken before a cancel.
         self.commit(call, uncommitted > 0, RevisionKind::Published)?;
         Ok(stopped_by)
+    }
+
+    fn commit_interval(&self) -> u64 {
+        self.commit_every_steps.unwrap_or_else(|| {
+            let steps_left = self.history.run.as_ref().map_or(0, |run| run.steps_total - run.steps_done);
+            let written = self.ledger.bytes_written_since(now_unix_s().saturating_sub(SECONDS_PER_DAY));
+            let allowed = self.daily_wear_bytes.saturating_sub(written);
+            commit_interval(steps_left, self.ledger.commit_bytes(&self.state), allowed)
+        })
     }
 
     fn reason_to_stop(&self, meter: &Meter) -> Option<StoppedBy> {
@@ -169,7 +181,7 @@ impl Session {
         let rows = StepRows { new: rows(&new_ids), replayed: rows(&replayed_ids) };
         let log = self.repeated_elsewhere(|session| Ok(session.train(&run, &rows)?))?;
         self.state_version += 1;
-        self.history.step_done(&new_ids);
+        self.history.step_done(&new_ids, &log.new_nll);
         if self.history.run.as_ref().is_some_and(Run::is_finished) {
             // The next run starts with fresh moments; until then they only take room.
             self.state.optimizer = AdamW::new(0);
@@ -187,10 +199,8 @@ impl Session {
 
     /// What is replayed beside `new_ids` in the next step; nothing that was removed since it was remembered.
     fn replayed_ids(&self, run: &Run, new_ids: &[ExampleId]) -> Vec<ExampleId> {
-        let memory = &self.history.memory;
-        let removed = memory.ids().filter(|id| self.ledger.task(*id).is_none());
-        let exclude: Vec<ExampleId> = new_ids.iter().copied().chain(removed).collect();
-        run.draw(memory, new_ids.len(), &exclude)
+        let is_excluded = |id| new_ids.contains(&id) || self.ledger.task(id).is_none();
+        run.draw(&self.history.memory, new_ids.len(), is_excluded)
     }
 
     fn read_all<'a>(

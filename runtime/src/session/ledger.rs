@@ -1,16 +1,17 @@
 //! Where examples and revisions are kept: in a store, or only in memory.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use mynah_models::Model;
 use mynah_models::tokenizer::Tokenizer;
 
 use super::now_unix_s;
-use super::saved::{FAST, MOMENT1, MOMENT2, SLOW, STATE, Saved, SavedError, Sections, decode, encode};
 use crate::checkpoint::{Draft, Identity, Keep, Revision, RevisionKind, SectionData};
 use crate::example::{ContentKey, Example, ExampleId};
-use crate::learn::{History, LearnerState};
-use crate::store::{Store, StoreError, StoreOptions};
+use crate::learn::{History, LearnerState, Lineage};
+use crate::store::saved::{FAST, MOMENT1, MOMENT2, SLOW, STATE, Saved, SavedError, Sections, decode, encode};
+use crate::store::{BackTo, Forget, Receipt, Store, StoreError, StoreOptions};
 
 /// Header, table and `state` section of a revision, about.
 const REVISION_OVERHEAD_BYTES: u64 = 4096;
@@ -47,24 +48,26 @@ pub enum LedgerError {
 /// Examples and revisions of one session.
 #[derive(Debug)]
 pub(crate) enum Ledger {
-    /// Kept as long as the session lives; ids count from 1. Revisions are not kept: the session has the newest state.
-    Memory(Vec<Example>),
+    /// Kept as long as the session lives; ids count from 1, and none of one that was forgotten is given again. Revisions are
+    /// not kept: the session has the newest state.
+    Memory { examples: BTreeMap<ExampleId, Example>, next_id: u64 },
     /// Kept in a folder.
     Store(Box<Store>),
 }
 
 impl Ledger {
     pub(crate) fn in_memory() -> Self {
-        Self::Memory(Vec::new())
+        Self::Memory { examples: BTreeMap::new(), next_id: 1 }
     }
 
-    /// Opens the store in `folder`, and what its newest revision holds.
+    /// Opens the store in `folder`, and what its newest revision holds. Of its revisions, `keep` are kept.
     ///
     /// # Errors
     /// [`LedgerError::Store`] if it cannot be opened or is another model's; [`LedgerError::Saved`].
     pub(crate) fn open(
         folder: &Path,
         is_read_only: bool,
+        keep: Keep,
         model: &Model,
         tokenizer: &Tokenizer,
     ) -> Result<(Self, Option<Saved>), LedgerError> {
@@ -74,19 +77,30 @@ impl Ledger {
             check_identity(&opened.0, &identity)?;
             opened
         } else {
-            Store::create_or_open(folder, &identity, &StoreOptions::default(), now_unix_s())?
+            let options = StoreOptions { keep, ..StoreOptions::default() };
+            Store::create_or_open(folder, &identity, &options, now_unix_s())?
         };
-        let newest = store.revisions.newest().map(|info| info.number);
-        let saved = newest.map(|number| load(&store, number, model)).transpose()?;
-        Ok((Self::Store(Box::new(store)), saved))
+        let ledger = Self::Store(Box::new(store));
+        let saved = ledger.newest_saved(model)?;
+        Ok((ledger, saved))
+    }
+
+    /// What the newest revision holds; none where there is none.
+    ///
+    /// # Errors
+    /// [`LedgerError::Store`], [`LedgerError::Saved`].
+    pub(crate) fn newest_saved(&self, model: &Model) -> Result<Option<Saved>, LedgerError> {
+        let Some(store) = self.store() else { return Ok(None) };
+        store.revisions.newest().map(|info| load(store, info.number, model)).transpose()
     }
 
     pub(crate) fn append(&mut self, examples: &[Example]) -> Result<Vec<ExampleId>, LedgerError> {
         match self {
-            Self::Memory(kept) => {
-                let first = kept.len() as u64 + 1;
-                kept.extend_from_slice(examples);
-                Ok((first..=kept.len() as u64).map(ExampleId).collect())
+            Self::Memory { examples: kept, next_id } => {
+                let ids: Vec<ExampleId> = (*next_id..).map(ExampleId).take(examples.len()).collect();
+                *next_id += examples.len() as u64;
+                kept.extend(ids.iter().copied().zip(examples.iter().cloned()));
+                Ok(ids)
             }
             Self::Store(store) => Ok(store.replay.append(examples).map_err(StoreError::from)?),
         }
@@ -95,8 +109,8 @@ impl Ledger {
     /// The example with this content that was stored first.
     pub(crate) fn find(&mut self, key: ContentKey) -> Result<Option<ExampleId>, LedgerError> {
         match self {
-            Self::Memory(kept) => {
-                Ok(kept.iter().position(|example| example.key() == key).map(|at| ExampleId(at as u64 + 1)))
+            Self::Memory { examples, .. } => {
+                Ok(examples.iter().find(|(_, example)| example.key() == key).map(|(id, _)| *id))
             }
             Self::Store(store) => Ok(store.replay.contains(key).map_err(StoreError::from)?),
         }
@@ -105,16 +119,15 @@ impl Ledger {
     /// The task of an example, if it is there.
     pub(crate) fn task(&self, id: ExampleId) -> Option<&str> {
         match self {
-            Self::Memory(kept) => Some(kept.get((id.0 as usize).checked_sub(1)?)?.task()),
+            Self::Memory { examples, .. } => Some(examples.get(&id)?.task()),
             Self::Store(store) => Some(store.replay.info(id)?.task),
         }
     }
 
     pub(crate) fn read(&mut self, id: ExampleId) -> Result<Example, LedgerError> {
         match self {
-            Self::Memory(kept) => {
-                let at = (id.0 as usize).checked_sub(1);
-                let found = at.and_then(|at| kept.get(at)).cloned();
+            Self::Memory { examples, .. } => {
+                let found = examples.get(&id).cloned();
                 found.ok_or(LedgerError::NoStore { what: "example", number: id.0 })
             }
             Self::Store(store) => Ok(store.replay.read(id).map_err(StoreError::from)?),
@@ -124,30 +137,28 @@ impl Ledger {
     /// Every example's id and task, oldest first.
     pub(crate) fn ids_and_tasks(&self) -> Box<dyn Iterator<Item = (ExampleId, &str)> + '_> {
         match self {
-            Self::Memory(kept) => {
-                Box::new(kept.iter().enumerate().map(|(at, example)| (ExampleId(at as u64 + 1), example.task())))
-            }
+            Self::Memory { examples, .. } => Box::new(examples.iter().map(|(id, example)| (*id, example.task()))),
             Self::Store(store) => Box::new(store.replay.iter().map(|info| (info.id, info.task))),
         }
     }
 
     pub(crate) fn len(&self) -> u64 {
         match self {
-            Self::Memory(kept) => kept.len() as u64,
+            Self::Memory { examples, .. } => examples.len() as u64,
             Self::Store(store) => store.replay.len() as u64,
         }
     }
 
     pub(crate) fn tokens(&self) -> u64 {
         match self {
-            Self::Memory(kept) => kept.iter().map(|example| example.tokens().len() as u64).sum(),
+            Self::Memory { examples, .. } => examples.values().map(|example| example.tokens().len() as u64).sum(),
             Self::Store(store) => store.replay.tokens(),
         }
     }
 
     pub(crate) fn bytes(&self) -> u64 {
         match self {
-            Self::Memory(_) => 0,
+            Self::Memory { .. } => 0,
             Self::Store(store) => store.replay.bytes() + store.revisions.bytes(),
         }
     }
@@ -155,7 +166,7 @@ impl Ledger {
     /// The store, where there is one.
     pub(crate) fn store(&self) -> Option<&Store> {
         match self {
-            Self::Memory(_) => None,
+            Self::Memory { .. } => None,
             Self::Store(store) => Some(store),
         }
     }
@@ -165,14 +176,19 @@ impl Ledger {
         self.store()?.revisions.newest().map(|info| info.number)
     }
 
+    /// Bytes that commits have written since then.
+    pub(crate) fn bytes_written_since(&self, time_unix_s: u64) -> u64 {
+        self.store().map_or(0, |store| store.revisions.bytes_written_since(time_unix_s))
+    }
+
     /// What the next commit of this state will write, about.
     pub(crate) fn commit_bytes(&self, state: &LearnerState) -> u64 {
         let values = 2 * state.fast.values().len() + 2 * state.optimizer.first().len();
         self.store().map_or(0, |_| 4 * values as u64 + REVISION_OVERHEAD_BYTES)
     }
 
-    /// Commits a revision; gives the bytes written. On return it survives a crash. Older revisions go, but for the newest
-    /// two and the newest eight published ones.
+    /// Commits a revision; gives the bytes written. On return it survives a crash. Older revisions go, but for
+    /// those that are kept.
     ///
     /// # Errors
     /// [`LedgerError::Store`]; earlier revisions are as they were.
@@ -194,8 +210,27 @@ impl Ledger {
         let parent = store.revisions.newest().map(|info| info.number);
         let draft = Draft { kind, parent, created_unix_s: now_unix_s(), sections: &sections };
         let committed = store.revisions.commit(&draft).map_err(StoreError::from)?;
-        prune(store);
+        store.prune();
+        if kind == RevisionKind::Published {
+            store.settle_receipts(&history.lineage, now_unix_s())?;
+        }
         Ok(committed.bytes)
+    }
+
+    /// Forgets examples, durably where there is a store. `learned` is what the session's adapters were trained on.
+    ///
+    /// # Errors
+    /// [`LedgerError::Store`]; [`LedgerError::NoStore`] for an example that is not there.
+    pub(crate) fn forget(
+        &mut self,
+        request: &Forget,
+        learned: &Lineage,
+        now_unix_s: u64,
+    ) -> Result<Receipt, LedgerError> {
+        match self {
+            Self::Store(store) => Ok(store.forget(request, now_unix_s)?),
+            Self::Memory { examples, .. } => forget_in_memory(examples, request, learned, now_unix_s),
+        }
     }
 
     /// Makes an earlier revision the newest again, as a copy; gives what it holds.
@@ -205,17 +240,52 @@ impl Ledger {
     pub(crate) fn rollback(&mut self, number: u64, model: &Model) -> Result<Saved, LedgerError> {
         let Self::Store(store) = self else { return Err(LedgerError::NoStore { what: "revision", number }) };
         let saved = load(store, number, model)?;
-        store.revisions.rollback(number, now_unix_s()).map_err(StoreError::from)?;
-        prune(store);
+        store.rollback(number, now_unix_s())?;
         Ok(saved)
     }
 }
 
-/// Removes revisions beyond those that are kept. What is committed is committed, so a failure is only worth a warning.
-fn prune(store: &mut Store) {
-    if let Err(error) = store.revisions.prune(Keep::default()) {
-        log::warn!("old revisions stay: {error}");
+fn forget_in_memory(
+    examples: &mut BTreeMap<ExampleId, Example>,
+    request: &Forget,
+    learned: &Lineage,
+    now_unix_s: u64,
+) -> Result<Receipt, LedgerError> {
+    let stored = |keeps: &dyn Fn(&Example) -> bool| {
+        examples.iter().filter(|(_, example)| keeps(example)).map(|(id, _)| *id).collect()
+    };
+    let ids: Vec<ExampleId> = match request {
+        Forget::Ids(ids) => match ids.iter().find(|id| !examples.contains_key(id)) {
+            Some(id) => return Err(LedgerError::NoStore { what: "example", number: id.0 }),
+            None => ids.clone(),
+        },
+        Forget::Task(task) => stored(&|example| example.task() == task),
+        Forget::Before(time_unix_s) => stored(&|example| example.time_unix_s() < *time_unix_s),
+    };
+    if ids.is_empty() {
+        return Err(StoreError::NothingToForget { request: request.clone() }.into());
     }
+    let mut records = Lineage::default();
+    for id in ids {
+        records.insert(id);
+        examples.remove(&id);
+    }
+    let is_learned = learned.intersects(&records);
+    let mut queued = Lineage::default();
+    examples.keys().filter(|id| is_learned && learned.contains(**id)).for_each(|id| queued.insert(*id));
+    Ok(Receipt {
+        number: 0,
+        request: request.clone(),
+        requested_unix_s: now_unix_s,
+        records,
+        dropped_revisions: Vec::new(),
+        back_to: if is_learned { BackTo::NothingLearned } else { BackTo::Unchanged },
+        removed_unix_s: Some(now_unix_s),
+        erased_unix_s: Some(now_unix_s),
+        rolled_back_unix_s: Some(now_unix_s),
+        relearned_unix_s: queued.is_empty().then_some(now_unix_s),
+        queued,
+    })
 }
 
 fn check_identity(store: &Store, expected: &Identity) -> Result<(), StoreError> {

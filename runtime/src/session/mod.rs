@@ -8,10 +8,10 @@ mod builder;
 mod control;
 mod error;
 mod eval;
+mod forgetting;
 mod learning;
 mod ledger;
 mod recovery;
-mod saved;
 mod serving;
 mod teaching;
 mod threads;
@@ -30,7 +30,6 @@ pub use error::SessionError;
 pub use eval::{EvalReport, EvalTask, Perplexity, TaskScore};
 pub use learning::LearnRequest;
 pub use ledger::LedgerError;
-pub use saved::SavedError;
 pub use wording::{Interaction, PromptFormat, WordingError};
 
 use crate::learn::methods::ContinualMethod;
@@ -72,7 +71,9 @@ pub struct Session {
     seed: u64,
     method: Method,
     trainer: TrainerConfig,
-    commit_every_steps: u64,
+    /// None: as often as the wear budget allows.
+    commit_every_steps: Option<u64>,
+    daily_wear_bytes: u64,
     memory_bytes: u64,
 }
 

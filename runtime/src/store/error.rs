@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::receipt::Forget;
 use crate::checkpoint::CheckpointError;
 use crate::file_flash::FileError;
 use crate::files::lock::LockError;
@@ -75,6 +76,18 @@ pub enum StoreError {
         /// SHA-256 of the tokenizer it belongs to.
         found: [u8; 32],
     },
+    /// No record is meant by what was to be forgotten.
+    #[error("there is nothing to forget: no record is {}", meant(request))]
+    NothingToForget {
+        /// What was asked.
+        request: Forget,
+    },
+    /// It was opened to be read only.
+    #[error("the store `{}` was opened to be read only", path.display())]
+    ReadOnly {
+        /// The folder.
+        path: PathBuf,
+    },
     /// Another process writes to it, see [`LockError::InUse`].
     #[error(transparent)]
     Locked(LockError),
@@ -108,6 +121,14 @@ impl StoreError {
                 _ => Self::Io { path, doing, source },
             }
         }
+    }
+}
+
+fn meant(request: &Forget) -> String {
+    match request {
+        Forget::Ids(_) => "named".to_owned(),
+        Forget::Task(task) => format!("of task `{task}`"),
+        Forget::Before(time_unix_s) => format!("from before {time_unix_s} seconds after 1970"),
     }
 }
 

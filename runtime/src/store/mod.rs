@@ -6,6 +6,7 @@
 //! | `lock` | held by the one process that writes; holds its process id |
 //! | `replay/log` | the [`ReplayLog`], on a [`FileFlash`] |
 //! | `revisions/` | the [`RevisionStore`] |
+//! | `receipts/` | what was asked to be forgotten, one [`Receipt`] a file; from the first time on |
 //!
 //! `store.meta` is 128 bytes, little-endian: magic `MYNAHSTO`, version (2 bytes, 1), 6 zero bytes, creation in seconds since
 //! 1970 (8), SHA-256 of the base model (32), SHA-256 of the tokenizer (32), 36 zero bytes, CRC32C of all before it (4).
@@ -13,19 +14,29 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::checkpoint::{Identity, InvalidRevision, RevisionReport, RevisionStore};
+use crate::checkpoint::{Identity, InvalidRevision, Keep, RevisionInfo, RevisionReport, RevisionStore};
 use crate::file_flash::{FileError, FileFlash};
 use crate::files::lock::Lock;
 use crate::files::{Files, SystemFiles, replace_file, retry};
 use crate::replay::{LogConfig, RecoveryReport, ReplayError, ReplayLog, TaskCount, VerifyReport};
 
 mod error;
+mod forget;
+#[cfg(test)]
+mod forget_tests;
 mod meta;
+mod receipt;
+pub(crate) mod saved;
 #[cfg(test)]
 mod tests;
+mod wipe;
 
 pub use error::StoreError;
 use meta::{META_NAME, Meta};
+use receipt::Receipts;
+pub use receipt::{BackTo, Forget, InvalidReceipt, Receipt, ReceiptFault};
+use saved::STATE;
+pub use saved::SavedError;
 
 const LOCK_NAME: &str = "lock";
 const REPLAY_NAME: &str = "replay";
@@ -36,12 +47,14 @@ const REVISIONS_NAME: &str = "revisions";
 pub struct StoreOptions {
     /// What the replay log may grow to in bytes, rounded to blocks of 64 KiB, below 4 GiB. It is never cut shorter.
     pub replay_capacity_bytes: u32,
+    /// Which revisions are kept.
+    pub keep: Keep,
 }
 
 impl Default for StoreOptions {
-    /// One gibibyte of replay log: millions of interactions.
+    /// One gibibyte of replay log: millions of interactions; [`Keep::DEFAULT`].
     fn default() -> Self {
-        Self { replay_capacity_bytes: 1 << 30 }
+        Self { replay_capacity_bytes: 1 << 30, keep: Keep::DEFAULT }
     }
 }
 
@@ -83,12 +96,14 @@ pub struct StoreVerification {
     pub replay: VerifyReport,
     /// Revisions that are no longer sound.
     pub revisions: Vec<InvalidRevision>,
+    /// Receipts that cannot be read.
+    pub receipts: Vec<InvalidReceipt>,
 }
 
 impl StoreVerification {
     /// Whether everything that was acknowledged is there and sound.
     pub fn is_ok(&self) -> bool {
-        self.replay.is_ok() && self.revisions.is_empty()
+        self.replay.is_ok() && self.revisions.is_empty() && self.receipts.is_empty()
     }
 
     /// One line per finding, what interrupted writes left included.
@@ -101,6 +116,9 @@ impl StoreVerification {
             lines.push(format!("replay log, record {id} cannot be read any more"));
         }
         for invalid in &self.revisions {
+            lines.push(format!("{}: {}", invalid.name, invalid.reason));
+        }
+        for invalid in &self.receipts {
             lines.push(format!("{}: {}", invalid.name, invalid.reason));
         }
         lines
@@ -118,7 +136,9 @@ pub struct Store {
     meta: Meta,
     /// Revisions that were not sound when the store was opened.
     invalid_revisions: Vec<String>,
-    _lock: Option<Lock>,
+    receipts: Receipts,
+    keep: Keep,
+    lock: Option<Lock>,
 }
 
 impl Store {
@@ -168,18 +188,28 @@ impl Store {
         }
         let meta = Meta::read(files.as_ref(), path)?;
         meta.check(path, identity)?;
-        Self::open_parts(files, path, meta, Some(options), Some(lock), is_new)
+        let writing = Writing { options, lock, now_unix_s };
+        Self::open_parts(files, path, meta, Some(writing), is_new)
     }
 
     /// Opens an existing store to change it, whatever model it belongs to.
     ///
     /// # Errors
     /// As [`Store::create_or_open`]; [`StoreError::NotAStore`] if there is none.
-    pub fn open(path: &Path, options: &StoreOptions) -> Result<(Self, StoreReport), StoreError> {
-        let files = Arc::new(SystemFiles);
+    pub fn open(path: &Path, options: &StoreOptions, now_unix_s: u64) -> Result<(Self, StoreReport), StoreError> {
+        Self::open_with(Arc::new(SystemFiles), path, options, now_unix_s)
+    }
+
+    pub(crate) fn open_with(
+        files: Arc<dyn Files>,
+        path: &Path,
+        options: &StoreOptions,
+        now_unix_s: u64,
+    ) -> Result<(Self, StoreReport), StoreError> {
         let meta = Meta::read(files.as_ref(), path)?;
         let lock = Lock::acquire(&path.join(LOCK_NAME))?;
-        Self::open_parts(files, path, meta, Some(options), Some(lock), false)
+        let writing = Writing { options, lock, now_unix_s };
+        Self::open_parts(files, path, meta, Some(writing), false)
     }
 
     /// Opens an existing store to look at it, even while another process writes to it. What is being written at this
@@ -190,38 +220,55 @@ impl Store {
     pub fn open_read(path: &Path) -> Result<(Self, StoreReport), StoreError> {
         let files = Arc::new(SystemFiles);
         let meta = Meta::read(files.as_ref(), path)?;
-        Self::open_parts(files, path, meta, None, None, false)
+        Self::open_parts(files, path, meta, None, false)
     }
 
-    /// Opens log and revisions, to be read only if there are no options.
+    /// Opens log, revisions and receipts, to be read only if it is not said how to write; else finishes what was to be
+    /// forgotten.
     fn open_parts(
         files: Arc<dyn Files>,
         path: &Path,
         meta: Meta,
-        options: Option<&StoreOptions>,
-        lock: Option<Lock>,
+        writing: Option<Writing<'_>>,
         is_new: bool,
     ) -> Result<(Self, StoreReport), StoreError> {
+        let options = writing.as_ref().map(|writing| writing.options);
         let folder = path.join(REVISIONS_NAME);
-        let (revisions, revision_report) =
+        let (mut revisions, revision_report) =
             RevisionStore::open_with(files.clone(), &folder, &meta.identity, options.is_none())?;
         let flash = match options {
-            Some(options) => FileFlash::open_unlocked(files, &log_path(path), options.replay_capacity_bytes),
-            None => FileFlash::open_unlocked_read(files, &log_path(path)),
+            Some(options) => FileFlash::open_unlocked(files.clone(), &log_path(path), options.replay_capacity_bytes),
+            None => FileFlash::open_unlocked_read(files.clone(), &log_path(path)),
         };
         let flash = flash.map_err(opening_log)?;
         let config = LogConfig::new(meta.identity.tokenizer_digest);
         let (replay, replay_report) = ReplayLog::open(flash, &config)?;
-        let store = Self {
+        let receipts = Receipts::open(files, path)?;
+        let dropped = receipts.list().iter().flat_map(|receipt| receipt.dropped_revisions.iter().copied());
+        revisions.skip_numbers(dropped.max().unwrap_or(0));
+        let mut store = Self {
             replay,
             revisions,
             path: path.to_path_buf(),
             meta,
             invalid_revisions: revision_report.invalid.iter().map(|invalid| invalid.name.clone()).collect(),
-            _lock: lock,
+            receipts,
+            keep: options.map_or(Keep::DEFAULT, |options| options.keep),
+            lock: None,
         };
+        if let Some(Writing { lock, now_unix_s, .. }) = writing {
+            store.lock = Some(lock);
+            store.finish_forgetting(now_unix_s)?;
+        }
         let report = StoreReport { is_new, replay: replay_report, revisions: revision_report };
         Ok((store, report))
+    }
+
+    fn check_writable(&self) -> Result<(), StoreError> {
+        match self.lock {
+            Some(_) => Ok(()),
+            None => Err(StoreError::ReadOnly { path: self.path.clone() }),
+        }
     }
 
     /// The folder.
@@ -251,6 +298,23 @@ impl Store {
         }
     }
 
+    /// Makes an earlier revision the newest again, as a copy of it.
+    ///
+    /// # Errors
+    /// [`StoreError::Checkpoint`] if there is no such revision or it is damaged; nothing is changed then.
+    pub fn rollback(&mut self, revision: u64, now_unix_s: u64) -> Result<RevisionInfo, StoreError> {
+        let info = self.revisions.rollback(revision, now_unix_s)?;
+        self.prune();
+        Ok(info)
+    }
+
+    /// Removes revisions beyond those that are kept. What is committed is committed, so a failure is only worth a warning.
+    pub(crate) fn prune(&mut self) {
+        if let Err(error) = self.revisions.prune(self.keep) {
+            log::warn!("old revisions stay: {error}");
+        }
+    }
+
     /// Reads every byte of it and says what is not as it was written.
     ///
     /// # Errors
@@ -261,8 +325,15 @@ impl Store {
         for name in &self.invalid_revisions {
             revisions.extend(self.revisions.examine(name)?);
         }
-        Ok(StoreVerification { replay: self.replay.verify()?, revisions })
+        Ok(StoreVerification { replay: self.replay.verify()?, revisions, receipts: self.receipts.invalid().to_vec() })
     }
+}
+
+/// How a store is opened that is to be written to.
+struct Writing<'a> {
+    options: &'a StoreOptions,
+    lock: Lock,
+    now_unix_s: u64,
 }
 
 fn log_path(folder: &Path) -> PathBuf {

@@ -10,7 +10,7 @@ use crate::files::faulty::{EINTR, EIO, ENOSPC, FaultyFiles};
 use std::fs;
 
 const IDENTITY: Identity = Identity { base_digest: [0xB5; 32], tokenizer_digest: [0x70; 32] };
-const OPTIONS: StoreOptions = StoreOptions { replay_capacity_bytes: 4 << 20 };
+const OPTIONS: StoreOptions = StoreOptions { replay_capacity_bytes: 4 << 20, keep: Keep::DEFAULT };
 
 fn open(path: &Path) -> (Store, StoreReport) {
     Store::create_or_open(path, &IDENTITY, &OPTIONS, 1_700_000_000).unwrap()
@@ -52,7 +52,7 @@ fn a_store_is_made_once_and_found_again() {
     assert!(reading.verify().unwrap().is_ok());
     assert!(reading.replay.append(&[example(3)]).is_err());
     assert!(matches!(commit(&mut reading, 2.0).unwrap_err(), CheckpointError::ReadOnly { .. }));
-    let (mut changing, _) = Store::open(&path, &OPTIONS).unwrap();
+    let (mut changing, _) = Store::open(&path, &OPTIONS, 0).unwrap();
     changing.replay.remove(ExampleId(1)).unwrap();
 }
 
@@ -92,7 +92,8 @@ fn another_model_is_refused_with_both_digests() {
 fn one_writer_at_a_time_and_readers_beside_it() {
     let folder = tempfile::tempdir().unwrap();
     let (mut store, _) = open(folder.path());
-    for refused in [Store::create_or_open(folder.path(), &IDENTITY, &OPTIONS, 0), Store::open(folder.path(), &OPTIONS)]
+    for refused in
+        [Store::create_or_open(folder.path(), &IDENTITY, &OPTIONS, 0), Store::open(folder.path(), &OPTIONS, 0)]
     {
         let Err(StoreError::Locked(LockError::InUse { holder, .. })) = refused else { panic!("{refused:?}") };
         assert_eq!(holder, Some(std::process::id()));
@@ -114,7 +115,7 @@ fn what_is_no_store_is_refused_with_a_cure() {
         refused
     };
     assert!(said(Store::open_read(&path.join("no"))).contains("no such folder"));
-    assert!(said(Store::open(path, &OPTIONS)).contains("no `store.meta`"));
+    assert!(said(Store::open(path, &OPTIONS, 0)).contains("no `store.meta`"));
     fs::write(path.join("photo.jpg"), "mine").unwrap();
     let refused = said(Store::create_or_open(path, &IDENTITY, &OPTIONS, 0));
     assert!(refused.contains("empty folder"));
@@ -178,6 +179,40 @@ fn verify_names_what_is_wrong() {
     assert!(problems[0].contains("flipped bit"), "{problems:?}");
     assert!(problems[1].contains("00000002.rev"), "{problems:?}");
     assert_eq!(reading.replay.len(), 2, "the flipped bit cost nothing");
+}
+
+#[test]
+fn a_wiped_store_is_gone_whatever_failed_on_the_way_and_others_files_stay() {
+    for nth in 0.. {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let (mut store, _) = open(&path);
+        store.replay.append(&[example(1)]).unwrap();
+        commit(&mut store, 1.0).unwrap();
+        let refused = Store::wipe(&path).unwrap_err();
+        assert!(matches!(refused, StoreError::Locked(_)), "{refused}");
+        drop(store);
+        fs::write(path.join("revisions/00000002.rev"), "damaged").unwrap();
+        let files = FaultyFiles::new(nth, EIO);
+        let wiped = Store::wipe_with(&files, &path);
+        if wiped.is_err() && path.join(META_NAME).exists() {
+            Store::wipe(&path).unwrap();
+        }
+        assert!(!path.join(META_NAME).exists());
+        let is_complete = files.calls() <= nth;
+        assert!(!is_complete || !path.exists());
+        if is_complete {
+            break;
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    drop(open(&path));
+    fs::write(path.join("mine"), "mine").unwrap();
+    Store::wipe(&path).unwrap();
+    let left: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["mine"]);
+    assert!(matches!(Store::wipe(&path), Err(StoreError::NotAStore { .. })));
 }
 
 #[test]

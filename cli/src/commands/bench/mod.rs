@@ -54,7 +54,7 @@ pub(crate) struct BenchArgs {
     scored: Option<u32>,
     /// train, cancel: megabytes that a step may take beside model and adapters; what does not fit is computed again
     #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(1..))]
-    memory: Option<u32>,
+    memory_budget: Option<u32>,
     /// How many passes are timed, or cancelled
     #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,

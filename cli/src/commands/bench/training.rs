@@ -52,7 +52,7 @@ impl<'a> Training<'a> {
         let mut new = random_ids(model, tokens + replayed, options.seed);
         let replayed = new.split_off(tokens);
         let mut trainer = Trainer::new(model, args.method.method(), TrainerConfig::default());
-        if let Some(megabytes) = args.memory {
+        if let Some(megabytes) = args.memory_budget {
             trainer = trainer.memory_budget(u64::from(megabytes) * 1_000_000);
         }
         let scored = args.scored.map_or(row_tokens, |scored| scored as usize);

@@ -56,6 +56,8 @@ impl SettingError {
 pub struct MicroBatch {
     /// The rows: what the run is to learn, then what the memory of earlier runs gives.
     pub batch: Batch,
+    /// How many of its rows are new.
+    pub new_rows: usize,
     /// How many of its scored positions are of new rows; the others are of replayed ones.
     pub new_positions: usize,
     /// Which of the step's replayed tokens are in it; its last tokens.
@@ -107,6 +109,8 @@ pub struct Loss<'a> {
     pub replayed_cross_entropy: Option<Tensor<1>>,
     /// The share of the mean consistency, `[1]`, before weighting, where the method has one.
     pub consistency: Option<Tensor<1>>,
+    /// Negative log likelihood of each scored token of the fast learner in nats, `[positions]`.
+    pub token_nll: Tensor<1>,
 }
 
 /// Where a run is after a step.
@@ -174,7 +178,7 @@ pub(crate) fn cross_entropy<'s>(
 ) -> Result<Loss<'s>, ComputeError> {
     let hidden = &tape.hidden()[tape.hidden().len() - 1];
     let StepTotals { new_positions, replayed_positions, .. } = micro.step;
-    let nll = learners.nll(hidden, &micro.batch, stop)?;
+    let nll = learners.token_nll(hidden, &micro.batch, stop)?;
     let mean = |positions: Range<usize>, of_step: usize| {
         (!positions.is_empty()).then(|| nll.clone().slice([positions]).sum() / of_step as f64)
     };
@@ -186,7 +190,7 @@ pub(crate) fn cross_entropy<'s>(
     let total = total.unwrap_or_else(|| hidden.clone().slice([0..1, 0..1]).reshape([1]) * 0.0) * weight;
     let [cross_entropy, replayed_cross_entropy] =
         [cross_entropy, replayed_cross_entropy].map(|term| term.map(Tensor::inner));
-    Ok(Loss { tape, total, cross_entropy, replayed_cross_entropy, consistency: None })
+    Ok(Loss { tape, total, cross_entropy, replayed_cross_entropy, consistency: None, token_nll: nll.inner() })
 }
 
 /// The methods there are, with their settings.

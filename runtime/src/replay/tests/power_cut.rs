@@ -1,6 +1,7 @@
 //! Power fails at every byte; nothing acknowledged is lost, nothing unknown appears, and the log goes on.
 
 use super::*;
+use crate::replay::{DropReason, Dropped};
 use crate::storage::sim::Tear;
 
 /// A workload on flash of one geometry.
@@ -9,6 +10,11 @@ struct Case<const W: usize, const B: usize> {
     blocks_per_segment: u32,
     is_sealed: bool,
     script: Vec<Op>,
+}
+
+/// A copy that lacks one bit looks as if it had decayed, and its header vouches for all of it: it is put right.
+fn is_one_bit_short(dropped: &Dropped) -> bool {
+    matches!(dropped.reason, DropReason::DamagedFrame | DropReason::DamagedHeader) && dropped.records == Some(0)
 }
 
 /// Where a run was when the power failed.
@@ -59,7 +65,7 @@ impl<const W: usize, const B: usize> Case<W, B> {
         let before = model.acknowledged;
         let (mut log, report) = self.open(flash);
         for dropped in &report.dropped {
-            assert!(dropped.reason.is_interruption(), "{dropped}");
+            assert!(dropped.reason.is_interruption() || is_one_bit_short(dropped), "{dropped}");
         }
         model.check_recovered(&mut log, Sync::Honest);
         // A batch within a segment is stored whole or not at all; these scripts have no larger one.
@@ -178,6 +184,7 @@ fn power_cuts_of_compaction_exhaustive() {
             runs += full_case::<8, 512>(7, false, seed, 30).check_every_cut(tear);
             runs += full_case::<16, 512>(7, true, seed, 30).check_every_cut(tear);
             runs += full_case::<32, 512>(8, false, seed, 30).check_every_cut(tear);
+            eprintln!("seed {seed}, {tear:?}: {runs} runs so far");
         }
     }
     eprintln!("{runs} runs of one cut each, nothing lost");
@@ -194,6 +201,7 @@ fn power_cuts_exhaustive() {
             runs += case::<8, 256>(12, 1, seed, 5).check_every_two_cuts(tear);
             runs += case::<16, 256>(12, 1, seed, 5).check_every_two_cuts(tear);
             runs += case::<32, 256>(12, 1, seed, 5).check_every_two_cuts(tear);
+            eprintln!("seed {seed}, {tear:?}: {runs} runs so far");
         }
     }
     eprintln!("{runs} runs of two cuts each, nothing lost");
@@ -259,7 +267,6 @@ fn compaction_behind_a_page_cache_keeps_every_acknowledged_record() {
 }
 
 #[test]
-#[ignore = "not shown to hold yet"]
 fn compaction_behind_a_sync_that_lies_leaves_a_prefix_and_brings_nothing_back() {
     check_schedules(0..100, &[64, 512, 4096], Sync::LiesToCompaction, 12);
 }

@@ -1,52 +1,19 @@
-//! `mynah store`: look into a store without the model that it belongs to, also while another process writes to it.
+//! What is in a store: `stat`, `list`, `verify`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
-use mynah::checkpoint::RevisionKind;
+use mynah::checkpoint::{RevisionInfo, RevisionKind};
 use mynah::example::ExampleId;
+use mynah::replay::SegmentState;
 use mynah::store::{Store, StoreError};
-use mynah_models::tokenizer::Tokenizer;
 use serde::Serialize;
 
+use super::receipt::{self, ReceiptView};
+use super::tokenizer_of;
 use crate::error::CliError;
 use crate::model_cache::hex;
-use crate::open;
 use crate::output::{Output, bytes_text, table};
-
-/// Look into a store.
-#[derive(Debug, clap::Args)]
-#[command(after_help = "\
-Examples:
-  mynah store stat ~/bird
-  mynah store list ~/bird -m smollm2-135m-instruct
-  mynah store verify ~/bird --json")]
-pub(crate) struct StoreArgs {
-    #[command(subcommand)]
-    command: StoreCommand,
-}
-
-#[derive(Debug, clap::Subcommand)]
-enum StoreCommand {
-    /// How much is in it
-    Stat {
-        /// The store
-        folder: PathBuf,
-    },
-    /// Every record, oldest first, and every revision
-    List {
-        /// The store
-        folder: PathBuf,
-        /// The store's model, to show the records as text: a GGUF file, or a name that `pull` knows
-        #[arg(short, long, value_name = "MODEL")]
-        model: Option<String>,
-    },
-    /// Read every byte and compare the checksums; what is unsound ends with exit code 1
-    Verify {
-        /// The store
-        folder: PathBuf,
-    },
-}
 
 #[derive(Debug, Serialize)]
 struct Stat {
@@ -56,8 +23,48 @@ struct Stat {
     revisions: u64,
     newest_revision: Option<u64>,
     tasks: Vec<TaskStat>,
+    log_bytes: u64,
+    revision_bytes: u64,
+    /// None while there are no tokens.
+    log_bytes_per_token: Option<f64>,
+    segments: Segments,
+    receipts: Vec<ReceiptView>,
     base_sha256: String,
     created_unix_s: u64,
+}
+
+/// The pieces that the log is written in.
+#[derive(Debug, Default, Serialize)]
+struct Segments {
+    /// That hold something, and what of it belongs to live records, about.
+    used: u32,
+    used_bytes: u64,
+    live_bytes: u64,
+    free: u32,
+    /// How often the one was erased that was erased least or most.
+    fewest_erases: u32,
+    most_erases: u32,
+}
+
+impl Segments {
+    fn of(store: &Store) -> Self {
+        let all = store.replay.segments();
+        let erases = || store.replay.segments().map(|segment| segment.erases);
+        let counts = Self {
+            fewest_erases: erases().min().unwrap_or(0),
+            most_erases: erases().max().unwrap_or(0),
+            ..Self::default()
+        };
+        all.fold(counts, |mut sum, segment| {
+            match segment.state {
+                SegmentState::Used => sum.used += 1,
+                _ => sum.free += 1,
+            }
+            sum.used_bytes += u64::from(segment.used_bytes);
+            sum.live_bytes += u64::from(segment.live_bytes);
+            sum
+        })
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -98,22 +105,18 @@ struct Verification {
     problems: Vec<String>,
 }
 
-/// Runs the verb.
-pub(crate) fn run(args: &StoreArgs, output: Output) -> Result<ExitCode, CliError> {
-    match &args.command {
-        StoreCommand::Stat { folder } => stat(folder, output)?,
-        StoreCommand::List { folder, model } => list(folder, model.as_deref(), output)?,
-        StoreCommand::Verify { folder } => return verify(folder, output),
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn stat(folder: &Path, output: Output) -> Result<(), CliError> {
+pub(super) fn stat(folder: &Path, output: Output) -> Result<(), CliError> {
     let (store, _) = Store::open_read(folder)?;
     let stat = store.stat();
     let tasks =
         stat.tasks.iter().map(|task| TaskStat { task: task.task.clone(), records: task.records, tokens: task.tokens });
+    let (log_bytes, revision_bytes) = (store.replay.bytes(), store.revisions.bytes());
     let document = Stat {
+        log_bytes,
+        revision_bytes,
+        log_bytes_per_token: (stat.tokens > 0).then(|| log_bytes as f64 / stat.tokens as f64),
+        segments: Segments::of(&store),
+        receipts: store.receipts().iter().map(ReceiptView::from).collect(),
         records: stat.records,
         bytes: stat.bytes,
         tokens: stat.tokens,
@@ -129,19 +132,39 @@ fn stat(folder: &Path, output: Output) -> Result<(), CliError> {
             .iter()
             .map(|task| vec![task.task.clone(), task.records.to_string(), task.tokens.to_string()])
             .collect();
-        format!(
-            "{} records, {} tokens; {} revisions, the newest {}; {} in all\n{}",
-            document.records,
-            document.tokens,
-            document.revisions,
-            document.newest_revision.map_or_else(|| "none".to_owned(), |number| number.to_string()),
-            bytes_text(document.bytes),
+        let mut lines = vec![
+            format!("{} records, {} tokens; {} in all", document.records, document.tokens, bytes_text(document.bytes)),
+            log_text(&document),
+            revisions_text(store.revisions.list()),
             table(&["task", "records", "tokens"], &rows),
-        )
+        ];
+        let receipts = store.receipts().iter();
+        lines.extend(receipts.map(|receipt| format!("receipt {}: {}", receipt.number, receipt::text(receipt))));
+        lines.join("\n")
     })
 }
 
-fn list(folder: &Path, model: Option<&str>, output: Output) -> Result<(), CliError> {
+fn log_text(document: &Stat) -> String {
+    let Segments { used, free, used_bytes, live_bytes, fewest_erases, most_erases } = &document.segments;
+    let per_token =
+        document.log_bytes_per_token.map_or_else(String::new, |bytes| format!(", {bytes:.2} bytes per token"));
+    format!(
+        "log: {}{per_token}; {used} segments used, {free} free, {}% of what is used is live, erased {fewest_erases} to \
+         {most_erases} times",
+        bytes_text(document.log_bytes),
+        (100 * live_bytes).checked_div(*used_bytes).unwrap_or(100).min(100),
+    )
+}
+
+fn revisions_text(revisions: &[RevisionInfo]) -> String {
+    let revision = |info: &RevisionInfo| format!("{} {} {}", info.number, kind(info.kind), bytes_text(info.bytes));
+    match revisions.len() {
+        0 => "revisions: none".to_owned(),
+        _ => format!("revisions: {}", revisions.iter().map(revision).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+pub(super) fn list(folder: &Path, model: Option<&str>, output: Output) -> Result<(), CliError> {
     let (mut store, _) = Store::open_read(folder)?;
     let tokenizer = model.map(|model| tokenizer_of(&store, folder, model)).transpose()?;
     let mut records: Vec<Record> = store
@@ -175,17 +198,6 @@ fn kind(kind: RevisionKind) -> &'static str {
     }
 }
 
-/// The tokenizer of the model, if it is the store's: another one would spell nonsense.
-fn tokenizer_of(store: &Store, folder: &Path, model: &str) -> Result<Tokenizer, CliError> {
-    let tokenizer = Tokenizer::from_gguf(&*open::gguf(model)?)?;
-    let (expected, found) = (tokenizer.digest(), store.identity().tokenizer_digest);
-    if expected == found {
-        Ok(tokenizer)
-    } else {
-        Err(StoreError::OtherTokenizer { path: folder.to_owned(), expected, found }.into())
-    }
-}
-
 fn list_text(document: &List) -> String {
     let one_line = |text: &Option<String>| text.as_deref().unwrap_or_default().replace('\n', "\\n");
     let mut lines: Vec<String> = document
@@ -211,7 +223,7 @@ fn list_text(document: &List) -> String {
 }
 
 /// Finding damage is what was asked for and no error, but a script must see it.
-fn verify(folder: &Path, output: Output) -> Result<ExitCode, CliError> {
+pub(super) fn verify(folder: &Path, output: Output) -> Result<ExitCode, CliError> {
     let (mut store, _) = Store::open_read(folder)?;
     let verification = store.verify()?;
     let document = Verification { ok: verification.is_ok(), problems: verification.problems() };

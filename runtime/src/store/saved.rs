@@ -1,20 +1,16 @@
 //! What learning has come to, as sections of a revision, and back.
 //!
-//! | Section | Kind | |
-//! |---|---|---|
-//! | `state` | bytes | postcard: the version, the adapters' form, the optimizer's steps, the [`History`] |
-//! | `fast`, `slow` | f32 | the adapters' values: layer after layer, projections in the order q, k, v, o, gate, up, down, A `[rank, d_in]` then B `[d_out, rank]`, row-major |
-//! | `moment1`, `moment2` | f32 | AdamW's, in the same order; empty while no run is in hand |
-//!
-//! In `state`, fields stand in the order of the types below and of [`History`], [`Run`](crate::learn::Run) and what is in
-//! them; another order is another version. A revision is hostile until all of it was checked.
+//! `checkpoint/FORMAT.md` says which sections there are and describes `state` byte by byte: fields stand in the order of the
+//! types below and of [`History`], [`Run`] and what is in them; another order is another version. A revision is hostile until
+//! all of it was checked.
 
 use mynah_models::adapter::{Adapter, AdapterError, AdapterLayout, LoraConfig};
 use mynah_models::config::ModelConfig;
 use mynah_models::projection::Projection;
 use serde::{Deserialize, Serialize};
 
-use crate::learn::{AdamW, History, LearnerState};
+use crate::learn::{AdamW, History, LearnerState, Lineage, Run};
+use crate::replay::{Memory, MemoryV1};
 
 pub(crate) const STATE: &str = "state";
 pub(crate) const FAST: &str = "fast";
@@ -22,7 +18,7 @@ pub(crate) const SLOW: &str = "slow";
 pub(crate) const MOMENT1: &str = "moment1";
 pub(crate) const MOMENT2: &str = "moment2";
 
-/// What a revision holds.
+/// What a revision of a store holds.
 #[derive(Debug)]
 pub(crate) struct Saved {
     pub(crate) state: LearnerState,
@@ -41,6 +37,12 @@ pub enum SavedError {
     Trailing {
         /// How many.
         bytes: usize,
+    },
+    /// A newer version of this library wrote it.
+    #[error("section `state` has version {found}, this version reads up to 2; use the version that made it")]
+    Newer {
+        /// The version it carries.
+        found: u32,
     },
     /// A projection that does not exist.
     #[error("section `state` names projection {number} of {}", Projection::ALL.len())]
@@ -69,14 +71,48 @@ pub enum SavedError {
     },
 }
 
-/// Content of the `state` section.
-#[derive(Debug, Serialize, Deserialize)]
-enum StateSection {
-    V1(StateV1),
+/// First number of a `state` section of version 1, which is read and never written.
+const STATE_V1: u32 = 0;
+/// First number of a `state` section of version 2.
+const STATE_V2: u32 = 1;
+
+/// The `state` section of version 1, behind its first number.
+#[derive(Debug, Deserialize)]
+struct StateV1 {
+    lora: LoraV1,
+    optimizer_steps: u64,
+    history: HistoryV1,
 }
 
+/// [`History`] when scores were not kept and only reservoirs were known.
+#[derive(Debug, Deserialize)]
+struct HistoryV1 {
+    steps: u64,
+    run: Option<Run>,
+    lineage: Lineage,
+    fresh: Lineage,
+    memory: MemoryV1,
+}
+
+impl TryFrom<HistoryV1> for History {
+    type Error = SavedError;
+
+    fn try_from(old: HistoryV1) -> Result<Self, SavedError> {
+        let contradiction = |what| SavedError::Contradiction { what };
+        // Before a range that was never learned is spelled out.
+        let learned = old.run.as_ref().map_or(0, |run| run.ids.len() as u64);
+        if !old.fresh.is_sound() || old.fresh.len() > learned {
+            return Err(contradiction("more examples learned than the run has"));
+        }
+        let fresh = old.fresh.ids().map(|id| (id, 0.0)).collect();
+        let memory = Memory::try_from(old.memory).map_err(|_| contradiction("the memory"))?;
+        Ok(Self { steps: old.steps, run: old.run, lineage: old.lineage, fresh, memory })
+    }
+}
+
+/// The `state` section of version 2, behind its first number.
 #[derive(Debug, Serialize, Deserialize)]
-struct StateV1 {
+struct StateV2 {
     lora: LoraV1,
     optimizer_steps: u64,
     history: History,
@@ -121,12 +157,12 @@ impl LoraV1 {
 /// # Errors
 /// [`SavedError::Decode`] if it cannot be encoded, for want of memory.
 pub(crate) fn encode(state: &LearnerState, history: &History) -> Result<Vec<u8>, SavedError> {
-    let section = StateSection::V1(StateV1 {
+    let section = StateV2 {
         lora: LoraV1::of(state.fast.config()),
         optimizer_steps: state.optimizer.steps(),
         history: history.clone(),
-    });
-    postcard::to_allocvec(&section).map_err(SavedError::Decode)
+    };
+    postcard::to_allocvec(&(STATE_V2, section)).map_err(SavedError::Decode)
 }
 
 /// The sections of a revision as they were read.
@@ -144,11 +180,7 @@ pub(crate) struct Sections<'a> {
 /// # Errors
 /// [`SavedError`] says which section is wrong and how.
 pub(crate) fn decode(sections: Sections<'_>, model: &ModelConfig) -> Result<Saved, SavedError> {
-    let (section, rest) = postcard::take_from_bytes(sections.state).map_err(SavedError::Decode)?;
-    if !rest.is_empty() {
-        return Err(SavedError::Trailing { bytes: rest.len() });
-    }
-    let StateSection::V1(StateV1 { lora, optimizer_steps, history }) = section;
+    let StateV2 { lora, optimizer_steps, history } = decode_state(sections.state)?;
     history.check().map_err(|what| SavedError::Contradiction { what })?;
     let layout = AdapterLayout::new(model, &lora.config()?)?;
     let fast = Adapter::from_values(&layout, sections.fast)?;
@@ -163,14 +195,41 @@ pub(crate) fn decode(sections: Sections<'_>, model: &ModelConfig) -> Result<Save
     Ok(Saved { state: LearnerState { fast, slow, optimizer }, history })
 }
 
+/// Every example that a step up to this `state` has trained on.
+///
+/// # Errors
+/// [`SavedError`] if that cannot be told.
+pub(crate) fn lineage(state: &[u8]) -> Result<Lineage, SavedError> {
+    let StateV2 { history, .. } = decode_state(state)?;
+    history.check().map_err(|what| SavedError::Contradiction { what })?;
+    Ok(history.lineage)
+}
+
+/// A `state` section of any version, as one of the newest.
+fn decode_state(section: &[u8]) -> Result<StateV2, SavedError> {
+    fn whole<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, SavedError> {
+        let (found, rest) = postcard::take_from_bytes(bytes).map_err(SavedError::Decode)?;
+        if rest.is_empty() { Ok(found) } else { Err(SavedError::Trailing { bytes: rest.len() }) }
+    }
+    let (version, content) = postcard::take_from_bytes(section).map_err(SavedError::Decode)?;
+    match version {
+        STATE_V1 => {
+            let StateV1 { lora, optimizer_steps, history } = whole(content)?;
+            Ok(StateV2 { lora, optimizer_steps, history: history.try_into()? })
+        }
+        STATE_V2 => whole(content),
+        newer => Err(SavedError::Newer { found: newer.saturating_add(1) }),
+    }
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::example::ExampleId;
     use crate::learn::{Examples, Method, RunSettings, TrainerConfig};
     use crate::replay::Policy;
 
-    fn model() -> ModelConfig {
+    pub(in crate::store) fn model() -> ModelConfig {
         ModelConfig {
             model_type: "llama".to_owned(),
             vocab_size: 8,
@@ -206,9 +265,9 @@ mod tests {
         };
         let ids: Vec<ExampleId> = (1..=6).map(ExampleId).collect();
         history.begin(settings("a"), ids.clone(), 2, |_| Some("a"));
-        history.step_done(&ids);
+        history.step_done(&ids, &[0.5, 1.0, 1.5, 2.0, 2.5, 3.0]);
         history.begin(settings("b"), ids[2..4].to_vec(), 2, |_| Some("a"));
-        history.step_done(&ids[2..4]);
+        history.step_done(&ids[2..4], &[0.1, 0.2]);
         Saved { state, history }
     }
 
@@ -249,6 +308,23 @@ mod tests {
         assert!(decode(sections(&saved, &longer), &model()).unwrap_err().to_string().contains("1 bytes too many"));
     }
 
+    /// A `state` that the first version wrote: six examples of `cat` in six steps, then six of `dog` in six.
+    #[test]
+    fn a_state_of_version_1_is_read() {
+        let hex: String = include_str!("golden_state_v1.hex").split_whitespace().collect();
+        let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+        let section: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+        let StateV2 { lora, optimizer_steps, history } = decode_state(&section).unwrap();
+        assert_eq!((lora.rank, lora.alpha, lora.target_modules.len(), optimizer_steps), (8, 16.0, 7, 0));
+        history.check().unwrap();
+        assert_eq!((history.steps, history.lineage.ranges(), history.memory.seen()), (12, &[(1, 12)][..], 6));
+        let run = history.run.unwrap();
+        assert_eq!((run.number, run.steps_done, run.steps_total, run.settings.batch_rows), (2, 6, 6, 4));
+        assert_eq!(history.fresh.keys().map(|id| id.0).collect::<Vec<_>>(), [7, 8, 9, 10, 11, 12]);
+        assert_eq!(history.memory.ids().map(|id| id.0).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(history.memory.tasks().collect::<Vec<_>>(), [("cat", 6)]);
+    }
+
     #[test]
     fn no_changed_byte_of_the_state_makes_it_panic() {
         let saved = saved();
@@ -261,7 +337,7 @@ mod tests {
                 // What was let in can be used.
                 if let Some(run) = &history.run {
                     run.ids_of_step(run.steps_done);
-                    run.draw(&history.memory, 2, &[]);
+                    run.draw(&history.memory, 2, |_| false);
                     let settings = run.settings.clone();
                     history.begin(settings, vec![ExampleId(1)], 3, |_| Some("c"));
                 }
