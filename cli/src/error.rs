@@ -107,6 +107,9 @@ pub(crate) enum CliError {
     /// Only the store's model can tell.
     #[error("{what}, the store's model is needed")]
     ModelNeeded { what: &'static str },
+    /// A key file holds no key.
+    #[error("{} holds {bytes} bytes, which are no key", path.display())]
+    KeyFile { path: PathBuf, bytes: usize },
     /// A file that the user named cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
@@ -144,6 +147,7 @@ impl CliError {
             Self::Suite(_) => "suite",
             Self::Stdout { .. } | Self::Stdin { .. } | Self::Read { .. } | Self::Write { .. } => "io",
             Self::ModelNeeded { .. } => "model_needed",
+            Self::KeyFile { .. } => "key_file",
             Self::Encode { .. } => "internal",
             Self::Session(error) => error.kind(),
             Self::Load(_) => "load",
@@ -201,6 +205,9 @@ impl CliError {
             Self::UnknownTask { known, .. } => Some(format!("its tasks are: {}", known.join(", "))),
             Self::StoreExists { .. } => Some("name a folder that is not there yet".into()),
             Self::ModelNeeded { .. } => Some("name it with -m".into()),
+            Self::KeyFile { .. } => {
+                Some("a key is 32 bytes, or 64 hexadecimal digits; `head -c 32 /dev/urandom` makes one".into())
+            }
             Self::Write { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => {
                 Some("name a file that is not there yet".into())
             }

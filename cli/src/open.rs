@@ -71,6 +71,10 @@ pub(crate) fn builder(model: &str, options: &Options) -> Result<SessionBuilder, 
         Some(precision) => builder.precision(precision.into()),
         None => builder,
     };
+    let builder = match options.store_key()? {
+        Some(key) => builder.store_key(key),
+        None => builder,
+    };
     Ok(builder.device(device(options)).seed(options.seed))
 }
 

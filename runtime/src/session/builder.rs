@@ -21,6 +21,7 @@ use crate::learn::methods::ContinualMethod;
 use crate::learn::{AdamW, DEFAULT_MEMORY_BYTES, History, LearnerState, Method, TrainerConfig};
 use crate::replay::Policy;
 use crate::store::saved::Saved;
+use crate::store::{StoreKey, StoreOptions};
 
 /// How many examples a new store can replay.
 const MEMORY_EXAMPLES: u32 = 500;
@@ -79,7 +80,7 @@ pub struct SessionBuilder {
     pub(super) memory_examples: Option<u32>,
     pub(super) commit_every_steps: Option<u64>,
     pub(super) daily_wear_bytes: u64,
-    pub(super) keep: Keep,
+    pub(super) store_options: StoreOptions,
     pub(super) memory_bytes: u64,
 }
 
@@ -102,7 +103,7 @@ impl SessionBuilder {
             memory_examples: None,
             commit_every_steps: None,
             daily_wear_bytes: DAILY_WEAR_BYTES,
-            keep: Keep::DEFAULT,
+            store_options: StoreOptions::default(),
             memory_bytes: DEFAULT_MEMORY_BYTES,
         }
     }
@@ -210,9 +211,15 @@ impl SessionBuilder {
         self
     }
 
+    /// Seals what is taught with `key`, and opens a sealed store. Default: no key, nothing is encrypted.
+    pub fn store_key(mut self, key: StoreKey) -> Self {
+        self.store_options.key = Some(key);
+        self
+    }
+
     /// Which revisions are kept to go back to. Default: [`Keep::DEFAULT`].
     pub fn keep_revisions(mut self, keep: Keep) -> Self {
-        self.keep = keep;
+        self.store_options.keep = keep;
         self
     }
 
@@ -243,7 +250,7 @@ impl SessionBuilder {
             threads.run(|| rayon::join(|| wording(&gguf, self.end_token), || Model::load(&gguf, &opened.device)));
         let (wording, model) = (wording?, model?);
         let (ledger, saved) = match &self.store {
-            Some(folder) => Ledger::open(folder, self.is_read_only, self.keep, &model, &wording.tokenizer)?,
+            Some(folder) => Ledger::open(folder, self.is_read_only, &self.store_options, &model, &wording.tokenizer)?,
             None => (Ledger::in_memory(), None),
         };
         let (state, mut history) = self.start(&model, saved)?;

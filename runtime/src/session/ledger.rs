@@ -7,7 +7,7 @@ use mynah_models::Model;
 use mynah_models::tokenizer::Tokenizer;
 
 use super::now_unix_s;
-use crate::checkpoint::{Draft, Identity, Keep, Revision, RevisionKind, SectionData};
+use crate::checkpoint::{Draft, Identity, Revision, RevisionKind, SectionData};
 use crate::example::{ContentKey, Example, ExampleId};
 use crate::learn::{History, LearnerState, Lineage};
 use crate::store::saved::{FAST, MOMENT1, MOMENT2, SLOW, STATE, Saved, SavedError, Sections, decode, encode};
@@ -60,25 +60,24 @@ impl Ledger {
         Self::Memory { examples: BTreeMap::new(), next_id: 1 }
     }
 
-    /// Opens the store in `folder`, and what its newest revision holds. Of its revisions, `keep` are kept.
+    /// Opens the store in `folder`, and what its newest revision holds.
     ///
     /// # Errors
     /// [`LedgerError::Store`] if it cannot be opened or is another model's; [`LedgerError::Saved`].
     pub(crate) fn open(
         folder: &Path,
         is_read_only: bool,
-        keep: Keep,
+        options: &StoreOptions,
         model: &Model,
         tokenizer: &Tokenizer,
     ) -> Result<(Self, Option<Saved>), LedgerError> {
         let identity = Identity { base_digest: model.digest(), tokenizer_digest: tokenizer.digest() };
         let (store, _) = if is_read_only {
-            let opened = Store::open_read(folder)?;
+            let opened = Store::open_read(folder, options.key.as_ref())?;
             check_identity(&opened.0, &identity)?;
             opened
         } else {
-            let options = StoreOptions { keep, ..StoreOptions::default() };
-            Store::create_or_open(folder, &identity, &options, now_unix_s())?
+            Store::create_or_open(folder, &identity, options, now_unix_s())?
         };
         let ledger = Self::Store(Box::new(store));
         let saved = ledger.newest_saved(model)?;

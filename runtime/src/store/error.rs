@@ -102,6 +102,13 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
+    /// The operating system gave no random numbers, which an encrypted store needs.
+    #[error("the system gave no random numbers; without them nothing can be encrypted")]
+    NoEntropy {
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
     /// The replay log failed.
     #[error("the replay log of the store failed")]
     Replay(#[from] ReplayError<FileError>),

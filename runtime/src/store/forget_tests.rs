@@ -16,7 +16,7 @@ use crate::learn::{Examples, History, LearnerState, Lineage, Method, RunSettings
 use crate::replay::Policy;
 
 const IDENTITY: Identity = Identity { base_digest: [0xB5; 32], tokenizer_digest: [0x70; 32] };
-const OPTIONS: StoreOptions = StoreOptions { replay_capacity_bytes: 1 << 20, keep: Keep::DEFAULT };
+const OPTIONS: StoreOptions = StoreOptions { replay_capacity_bytes: 1 << 20, keep: Keep::DEFAULT, key: None };
 /// Bytes that do not repeat by chance in files of this size.
 const WINDOW_BYTES: usize = 8;
 
@@ -196,7 +196,7 @@ fn what_is_not_there_cannot_be_forgotten_and_leaves_no_receipt() {
     }
     assert!(store.receipts().is_empty() && store.replay.len() == 6);
     drop(store);
-    let (mut reading, _) = Store::open_read(folder.path()).unwrap();
+    let (mut reading, _) = Store::open_read(folder.path(), None).unwrap();
     assert!(matches!(reading.forget(&mum(), 7), Err(StoreError::ReadOnly { .. })));
 }
 

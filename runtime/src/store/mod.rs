@@ -24,6 +24,7 @@ mod error;
 mod forget;
 #[cfg(test)]
 mod forget_tests;
+mod key;
 mod meta;
 mod receipt;
 pub(crate) mod saved;
@@ -32,6 +33,7 @@ mod tests;
 mod wipe;
 
 pub use error::StoreError;
+pub use key::StoreKey;
 use meta::{META_NAME, Meta};
 use receipt::Receipts;
 pub use receipt::{BackTo, Forget, InvalidReceipt, Receipt, ReceiptFault};
@@ -43,18 +45,20 @@ const REPLAY_NAME: &str = "replay";
 const REVISIONS_NAME: &str = "revisions";
 
 /// Settings of a store that are not part of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct StoreOptions {
     /// What the replay log may grow to in bytes, rounded to blocks of 64 KiB, below 4 GiB. It is never cut shorter.
     pub replay_capacity_bytes: u32,
     /// Which revisions are kept.
     pub keep: Keep,
+    /// What the replay log is sealed with, if it is.
+    pub key: Option<StoreKey>,
 }
 
 impl Default for StoreOptions {
     /// One gibibyte of replay log: millions of interactions; [`Keep::DEFAULT`].
     fn default() -> Self {
-        Self { replay_capacity_bytes: 1 << 30, keep: Keep::DEFAULT }
+        Self { replay_capacity_bytes: 1 << 30, keep: Keep::DEFAULT, key: None }
     }
 }
 
@@ -189,7 +193,7 @@ impl Store {
         let meta = Meta::read(files.as_ref(), path)?;
         meta.check(path, identity)?;
         let writing = Writing { options, lock, now_unix_s };
-        Self::open_parts(files, path, meta, Some(writing), is_new)
+        Self::open_parts(files, path, meta, options.key.as_ref(), Some(writing), is_new)
     }
 
     /// Opens an existing store to change it, whatever model it belongs to.
@@ -209,18 +213,19 @@ impl Store {
         let meta = Meta::read(files.as_ref(), path)?;
         let lock = Lock::acquire(&path.join(LOCK_NAME))?;
         let writing = Writing { options, lock, now_unix_s };
-        Self::open_parts(files, path, meta, Some(writing), false)
+        Self::open_parts(files, path, meta, options.key.as_ref(), Some(writing), false)
     }
 
     /// Opens an existing store to look at it, even while another process writes to it. What is being written at this
     /// moment may show up as an interrupted append.
     ///
     /// # Errors
-    /// [`StoreError::NotAStore`]; [`StoreError::NewerFormat`]; [`StoreError::Damaged`]; what log and revisions report.
-    pub fn open_read(path: &Path) -> Result<(Self, StoreReport), StoreError> {
+    /// [`StoreError::NotAStore`]; [`StoreError::NewerFormat`]; [`StoreError::Damaged`]; what log and revisions report, among it
+    /// that the key is missing or wrong.
+    pub fn open_read(path: &Path, key: Option<&StoreKey>) -> Result<(Self, StoreReport), StoreError> {
         let files = Arc::new(SystemFiles);
         let meta = Meta::read(files.as_ref(), path)?;
-        Self::open_parts(files, path, meta, None, false)
+        Self::open_parts(files, path, meta, key, None, false)
     }
 
     /// Opens log, revisions and receipts, to be read only if it is not said how to write; else finishes what was to be
@@ -229,6 +234,7 @@ impl Store {
         files: Arc<dyn Files>,
         path: &Path,
         meta: Meta,
+        key: Option<&StoreKey>,
         writing: Option<Writing<'_>>,
         is_new: bool,
     ) -> Result<(Self, StoreReport), StoreError> {
@@ -241,7 +247,8 @@ impl Store {
             None => FileFlash::open_unlocked_read(files.clone(), &log_path(path)),
         };
         let flash = flash.map_err(opening_log)?;
-        let config = LogConfig::new(meta.identity.tokenizer_digest);
+        let seal = key.map(StoreKey::seal).transpose()?;
+        let config = LogConfig { seal, ..LogConfig::new(meta.identity.tokenizer_digest) };
         let (replay, replay_report) = ReplayLog::open(flash, &config)?;
         let receipts = Receipts::open(files, path)?;
         let dropped = receipts.list().iter().flat_map(|receipt| receipt.dropped_revisions.iter().copied());

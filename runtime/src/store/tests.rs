@@ -10,7 +10,7 @@ use crate::files::faulty::{EINTR, EIO, ENOSPC, FaultyFiles};
 use std::fs;
 
 const IDENTITY: Identity = Identity { base_digest: [0xB5; 32], tokenizer_digest: [0x70; 32] };
-const OPTIONS: StoreOptions = StoreOptions { replay_capacity_bytes: 4 << 20, keep: Keep::DEFAULT };
+const OPTIONS: StoreOptions = StoreOptions { replay_capacity_bytes: 4 << 20, keep: Keep::DEFAULT, key: None };
 
 fn open(path: &Path) -> (Store, StoreReport) {
     Store::create_or_open(path, &IDENTITY, &OPTIONS, 1_700_000_000).unwrap()
@@ -47,7 +47,7 @@ fn a_store_is_made_once_and_found_again() {
     assert_eq!((stat.records, stat.tokens, stat.revisions), (2, 46, 1));
     assert_eq!(stat.tasks[0].task, "math");
     drop(store);
-    let (mut reading, _) = Store::open_read(&path).unwrap();
+    let (mut reading, _) = Store::open_read(&path, None).unwrap();
     assert_eq!((reading.stat(), *reading.identity()), (stat, IDENTITY));
     assert!(reading.verify().unwrap().is_ok());
     assert!(reading.replay.append(&[example(3)]).is_err());
@@ -99,7 +99,7 @@ fn one_writer_at_a_time_and_readers_beside_it() {
         assert_eq!(holder, Some(std::process::id()));
     }
     store.replay.append(&[example(1)]).unwrap();
-    let (mut reading, _) = Store::open_read(folder.path()).unwrap();
+    let (mut reading, _) = Store::open_read(folder.path(), None).unwrap();
     assert_eq!(reading.replay.read(ExampleId(1)).unwrap(), example(1));
     store.replay.append(&[example(2)]).unwrap();
     assert_eq!(reading.replay.len(), 1);
@@ -114,7 +114,7 @@ fn what_is_no_store_is_refused_with_a_cure() {
         assert!(refused.contains(&path.display().to_string()), "{refused}");
         refused
     };
-    assert!(said(Store::open_read(&path.join("no"))).contains("no such folder"));
+    assert!(said(Store::open_read(&path.join("no"), None)).contains("no such folder"));
     assert!(said(Store::open(path, &OPTIONS, 0)).contains("no `store.meta`"));
     fs::write(path.join("photo.jpg"), "mine").unwrap();
     let refused = said(Store::create_or_open(path, &IDENTITY, &OPTIONS, 0));
@@ -136,12 +136,12 @@ fn damaged_and_newer_meta_are_told_apart() {
         let mut flipped = bytes.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
         fs::write(&path, &flipped).unwrap();
-        let refused = Store::open_read(folder.path()).unwrap_err();
+        let refused = Store::open_read(folder.path(), None).unwrap_err();
         assert!(matches!(refused, StoreError::Damaged { .. }));
     }
     for len in 0..bytes.len() {
         fs::write(&path, &bytes[..len]).unwrap();
-        let refused = Store::open_read(folder.path()).unwrap_err();
+        let refused = Store::open_read(folder.path(), None).unwrap_err();
         assert!(matches!(refused, StoreError::Damaged { .. }));
     }
     let mut newer = bytes.clone();
@@ -149,7 +149,7 @@ fn damaged_and_newer_meta_are_told_apart() {
     let crc = Crc::<u32>::new(&CRC_32_ISCSI).checksum(&newer[..124]);
     newer[124..].copy_from_slice(&crc.to_le_bytes());
     fs::write(&path, &newer).unwrap();
-    let refused = Store::open_read(folder.path()).unwrap_err();
+    let refused = Store::open_read(folder.path(), None).unwrap_err();
     assert!(matches!(refused, StoreError::NewerFormat { found: 2, .. }));
 }
 
@@ -170,7 +170,7 @@ fn verify_names_what_is_wrong() {
     };
     damage("revisions/00000002.rev", 200);
     damage("replay/log", 130);
-    let (mut reading, report) = Store::open_read(folder.path()).unwrap();
+    let (mut reading, report) = Store::open_read(folder.path(), None).unwrap();
     assert_eq!(report.revisions.newest.unwrap().number, 1);
     let found = reading.verify().unwrap();
     assert!(!found.is_ok());
@@ -259,4 +259,22 @@ fn whichever_file_call_fails_the_store_opens_again_with_everything_acknowledged(
             }
         }
     }
+}
+
+#[test]
+fn a_sealed_store_opens_with_its_key_only_and_shows_nothing_without() {
+    let folder = tempfile::tempdir().unwrap();
+    let sealed = |key: [u8; 32]| StoreOptions { key: Some(StoreKey::new(key)), ..OPTIONS };
+    let taught = example(7);
+    let (mut store, _) = Store::create_or_open(folder.path(), &IDENTITY, &sealed([1; 32]), 5).unwrap();
+    store.replay.append(std::slice::from_ref(&taught)).unwrap();
+    drop(store);
+    let refused = |key: Option<&StoreKey>| Store::open_read(folder.path(), key).map(drop).unwrap_err();
+    assert!(matches!(refused(None), StoreError::Replay(ReplayError::KeyRequired { .. })), "{:?}", refused(None));
+    let wrong = refused(Some(&StoreKey::new([2; 32])));
+    assert!(matches!(wrong, StoreError::Replay(ReplayError::WrongKey { .. })), "{wrong:?}");
+    let (mut store, _) = Store::open(folder.path(), &sealed([1; 32]), 6).unwrap();
+    let id = store.replay.iter().next().unwrap().id;
+    assert_eq!(store.replay.read(id).unwrap(), taught);
+    assert_eq!(format!("{:?}", sealed([9; 32]).key), "Some(StoreKey(..))");
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use mynah::example::ExampleId;
 use mynah::replay::Compact;
-use mynah::store::{Forget, Store, StoreError, StoreOptions};
+use mynah::store::{Forget, Store, StoreError};
 use mynah_models::Precision;
 use serde::Serialize;
 
@@ -45,8 +45,8 @@ pub(super) fn request(ids: &[u64], task: Option<&str>, before: Option<u64>) -> F
     }
 }
 
-pub(super) fn compact(folder: &Path, all: bool, output: Output) -> Result<(), CliError> {
-    let (mut store, _) = Store::open(folder, &StoreOptions::default(), now_unix_s())?;
+pub(super) fn compact(folder: &Path, all: bool, options: &Options, output: Output) -> Result<(), CliError> {
+    let (mut store, _) = Store::open(folder, &options.store()?, now_unix_s())?;
     let what = if all { Compact::All } else { Compact::Wasteful };
     let report = store.replay.compact(what).map_err(StoreError::from)?;
     let document = Compaction {
@@ -62,8 +62,8 @@ pub(super) fn compact(folder: &Path, all: bool, output: Output) -> Result<(), Cl
     })
 }
 
-pub(super) fn forget(folder: &Path, request: &Forget, output: Output) -> Result<(), CliError> {
-    let (mut store, _) = Store::open(folder, &StoreOptions::default(), now_unix_s())?;
+pub(super) fn forget(folder: &Path, request: &Forget, options: &Options, output: Output) -> Result<(), CliError> {
+    let (mut store, _) = Store::open(folder, &options.store()?, now_unix_s())?;
     let receipt = store.forget(request, now_unix_s())?;
     output.result(&ReceiptView::from(&receipt), || format!("receipt {}: {}", receipt.number, receipt::text(&receipt)))
 }
@@ -84,7 +84,7 @@ pub(super) fn rollback(
             session.status().revision
         }
         (_, None) => {
-            let (mut store, _) = Store::open(folder, &StoreOptions::default(), now_unix_s())?;
+            let (mut store, _) = Store::open(folder, &options.store()?, now_unix_s())?;
             Some(store.rollback(back_to, now_unix_s())?.number)
         }
     };

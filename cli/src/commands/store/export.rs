@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::tokenizer_of;
 use crate::error::CliError;
+use crate::options::Options;
 use crate::output::Output;
 
 /// A line of the file.
@@ -38,8 +39,14 @@ struct Document {
 }
 
 /// Writes every record of the store into the new file `out`.
-pub(super) fn export(folder: &Path, out: &Path, model: Option<&str>, output: Output) -> Result<(), CliError> {
-    let (mut store, _) = Store::open_read(folder)?;
+pub(super) fn export(
+    folder: &Path,
+    out: &Path,
+    model: Option<&str>,
+    options: &Options,
+    output: Output,
+) -> Result<(), CliError> {
+    let (mut store, _) = Store::open_read(folder, options.store()?.key.as_ref())?;
     let tokenizer = model.map(|model| tokenizer_of(&store, folder, model)).transpose()?;
     let write_error = |source| CliError::Write { path: out.to_owned(), source };
     let mut file = BufWriter::new(File::create_new(out).map_err(write_error)?);

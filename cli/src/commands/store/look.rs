@@ -13,6 +13,7 @@ use super::receipt::{self, ReceiptView};
 use super::tokenizer_of;
 use crate::error::CliError;
 use crate::model_cache::hex;
+use crate::options::Options;
 use crate::output::{Output, bytes_text, table};
 
 #[derive(Debug, Serialize)]
@@ -105,8 +106,8 @@ struct Verification {
     problems: Vec<String>,
 }
 
-pub(super) fn stat(folder: &Path, output: Output) -> Result<(), CliError> {
-    let (store, _) = Store::open_read(folder)?;
+pub(super) fn stat(folder: &Path, options: &Options, output: Output) -> Result<(), CliError> {
+    let (store, _) = Store::open_read(folder, options.store()?.key.as_ref())?;
     let stat = store.stat();
     let tasks =
         stat.tasks.iter().map(|task| TaskStat { task: task.task.clone(), records: task.records, tokens: task.tokens });
@@ -164,8 +165,8 @@ fn revisions_text(revisions: &[RevisionInfo]) -> String {
     }
 }
 
-pub(super) fn list(folder: &Path, model: Option<&str>, output: Output) -> Result<(), CliError> {
-    let (mut store, _) = Store::open_read(folder)?;
+pub(super) fn list(folder: &Path, model: Option<&str>, options: &Options, output: Output) -> Result<(), CliError> {
+    let (mut store, _) = Store::open_read(folder, options.store()?.key.as_ref())?;
     let tokenizer = model.map(|model| tokenizer_of(&store, folder, model)).transpose()?;
     let mut records: Vec<Record> = store
         .replay
@@ -223,8 +224,8 @@ fn list_text(document: &List) -> String {
 }
 
 /// Finding damage is what was asked for and no error, but a script must see it.
-pub(super) fn verify(folder: &Path, output: Output) -> Result<ExitCode, CliError> {
-    let (mut store, _) = Store::open_read(folder)?;
+pub(super) fn verify(folder: &Path, options: &Options, output: Output) -> Result<ExitCode, CliError> {
+    let (mut store, _) = Store::open_read(folder, options.store()?.key.as_ref())?;
     let verification = store.verify()?;
     let document = Verification { ok: verification.is_ok(), problems: verification.problems() };
     output.result(&document, || {

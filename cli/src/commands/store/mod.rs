@@ -115,17 +115,17 @@ enum StoreCommand {
 /// Runs the verb.
 pub(crate) fn run(args: &StoreArgs, options: &Options, output: Output) -> Result<ExitCode, CliError> {
     match &args.command {
-        StoreCommand::Stat { folder } => look::stat(folder, output)?,
-        StoreCommand::List { folder, model } => look::list(folder, model.as_deref(), output)?,
-        StoreCommand::Verify { folder } => return look::verify(folder, output),
-        StoreCommand::Compact { folder, all } => change::compact(folder, *all, output)?,
+        StoreCommand::Stat { folder } => look::stat(folder, options, output)?,
+        StoreCommand::List { folder, model } => look::list(folder, model.as_deref(), options, output)?,
+        StoreCommand::Verify { folder } => return look::verify(folder, options, output),
+        StoreCommand::Compact { folder, all } => change::compact(folder, *all, options, output)?,
         StoreCommand::Forget { folder, ids, task, before } => {
-            change::forget(folder, &change::request(ids, task.as_deref(), *before), output)?;
+            change::forget(folder, &change::request(ids, task.as_deref(), *before), options, output)?;
         }
         StoreCommand::Rollback { folder, revision, model } => {
             change::rollback(folder, *revision, model.as_deref(), options, output)?;
         }
-        StoreCommand::Export { folder, out, model } => export::export(folder, out, model.as_deref(), output)?,
+        StoreCommand::Export { folder, out, model } => export::export(folder, out, model.as_deref(), options, output)?,
         StoreCommand::Wipe { folder, yes: _ } => change::wipe(folder, output)?,
     }
     Ok(ExitCode::SUCCESS)
