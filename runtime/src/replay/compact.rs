@@ -54,6 +54,7 @@ struct Event {
 
 /// A frame that events were taken from, to link to it.
 struct Mark {
+    /// The first of its ids that its segment answers for, so marks ascend.
     first_id: u64,
     crc: u32,
     /// What it links to.
@@ -396,11 +397,14 @@ impl<M: Medium> ReplayLog<M> {
         for (offset, stored) in self.frames_of(segment)? {
             let frame = stored.header;
             let end_id = frame.first_id + u64::from(frame.records);
-            let before = before.replace(frame.crc).unwrap_or(segment.chain);
+            let previous = before.replace(frame.crc);
             if end_id <= segment.from_id {
                 continue;
             }
-            gathered.marks.push(Mark { first_id: frame.first_id, crc: frame.crc, before });
+            // A frame in which the segment before this one ends holds ids of that one too.
+            let before = previous.filter(|_| frame.first_id > segment.from_id).unwrap_or(segment.chain);
+            let first_id = frame.first_id.max(segment.from_id);
+            gathered.marks.push(Mark { first_id, crc: frame.crc, before });
             let frame_at = base + offset;
             let opened = stored.open(segment.seal, segment.sequence, self.sealer.as_ref());
             let removed = opened.as_ref().and_then(Opened::heads).map_or(Vec::new(), |(heads, _)| heads.removed);
