@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 #[command(after_help = "\
 Examples:
   baseline show                              the change against the repository's baseline
-  baseline save --file /tmp/before.json      keep the state before a change
-  baseline show --file /tmp/before.json      and look at it after")]
+  baseline save --file before.json      keep the state before a change
+  baseline show --file before.json      and look at it after")]
 struct Arguments {
     /// What to do
     #[arg(value_enum)]
