@@ -9,7 +9,7 @@ use super::codec::TokenTable;
 use super::record::Record;
 use super::score::Score;
 use super::seal::{Place, Sealer};
-use super::segment::{FRAME_CODED, FRAME_PLAIN, FRAME_SEALED, FrameHeader, SegmentSeal};
+use super::segment::{FRAME_CODED, FRAME_HEADER_BYTES, FRAME_PLAIN, FRAME_SEALED, FrameHeader, SegmentSeal};
 use crate::example::check_task;
 
 /// A sound frame as it is on the medium.
@@ -20,6 +20,15 @@ pub(crate) struct StoredFrame {
 }
 
 impl StoredFrame {
+    /// The frame at the start of `bytes`, which are kept; `None` if no whole frame stands there.
+    pub(crate) fn parse(mut bytes: Vec<u8>) -> Option<Self> {
+        let (header, payload) = FrameHeader::parse(&bytes)?;
+        let payload_bytes = payload.len();
+        bytes.drain(..FRAME_HEADER_BYTES);
+        bytes.truncate(payload_bytes);
+        Some(Self { header, payload: bytes })
+    }
+
     /// As [`open_payload`].
     pub(crate) fn open(&self, seal: Option<SegmentSeal>, sequence: u64, sealer: Option<&Sealer>) -> Option<Opened<'_>> {
         open_payload(&self.header, &self.payload, seal, sequence, sealer)

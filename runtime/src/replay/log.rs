@@ -16,7 +16,7 @@ use super::recover::{Active, Scan, SeenFrame, Segment, Slot, scan};
 use super::repair::repair_frame;
 use super::score::Score;
 use super::seal::Sealer;
-use super::segment::{FRAME_HEADER_BYTES, FrameHeader, Geometry};
+use super::segment::{FRAME_HEADER_BYTES, Geometry};
 use super::stage::Staged;
 use super::tables::TableCache;
 use crate::example::{ContentKey, Example, ExampleId};
@@ -532,14 +532,11 @@ impl<M: Medium> ReplayLog<M> {
 
     /// The frame at `offset`, repaired if it must be; `None` if it cannot be.
     fn read_frame(&mut self, offset: u32) -> Result<Option<StoredFrame>, ReplayError<M::Error>> {
-        let mut frame = self.read_frame_bytes(offset)?;
-        if FrameHeader::parse(&frame).is_none() {
-            match self.repaired_frame(offset)? {
-                Some(repaired) => frame = repaired,
-                None => return Ok(None),
-            }
+        let bytes = self.read_frame_bytes(offset)?;
+        if let Some(frame) = StoredFrame::parse(bytes) {
+            return Ok(Some(frame));
         }
-        Ok(FrameHeader::parse(&frame).map(|(header, payload)| StoredFrame { header, payload: payload.to_vec() }))
+        Ok(self.repaired_frame(offset)?.and_then(StoredFrame::parse))
     }
 
     /// Decodes the frame at `offset` record by record, each with its position, id and content, until `sink` says to stop.

@@ -173,7 +173,9 @@ struct Head {
 
 impl Head {
     fn is_void(&self) -> bool {
-        self.header.first_id >= self.limit_id
+        let is_empty = self.header.moved.is_some_and(|moved| moved.until_id == self.header.first_id);
+        // A copy of nothing ends where its first frame would be.
+        self.header.first_id > self.limit_id || self.header.first_id == self.limit_id && !is_empty
     }
 
     fn answers_for(&self, id: u64) -> bool {

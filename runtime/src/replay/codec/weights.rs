@@ -7,12 +7,17 @@ use alloc::vec::Vec;
 
 use super::range::Interval;
 
+/// A sum that no position is behind.
+const UNREACHED: u32 = u32::MAX;
+
 /// Weights at positions `0..len`, with sums and search in `O(log n)`.
 #[derive(Debug)]
 pub(super) struct Weights {
     weights: Vec<u32>,
-    /// Node `i` holds the sum of the `i & -i` weights that end at position `i - 1`. Its length is fixed.
+    /// Node `i` holds the sum of the `i & -i` weights that end at position `i - 1`. Nodes from `end` up to a power of two
+    /// are never reached, so that a search has no end to check and no branch to guess.
     nodes: Vec<u32>,
+    end: usize,
     total: u32,
 }
 
@@ -21,7 +26,8 @@ impl Weights {
     pub(super) fn new(weights: impl Iterator<Item = u32>, more: usize) -> Self {
         let weights: Vec<u32> = weights.collect();
         let len = weights.len() + more;
-        let mut nodes = alloc::vec![0; len + 1];
+        let end = len + 1;
+        let mut nodes = alloc::vec![0; end];
         let mut total = 0;
         for node in 1..=len {
             let weight = weights.get(node - 1).copied().unwrap_or(0);
@@ -32,7 +38,8 @@ impl Weights {
                 nodes[parent] += nodes[node];
             }
         }
-        Self { weights, nodes, total }
+        nodes.resize(end.next_power_of_two(), UNREACHED);
+        Self { weights, nodes, end, total }
     }
 
     /// Sum of all weights.
@@ -45,7 +52,7 @@ impl Weights {
         self.weights[at] += weight;
         self.total += weight;
         let mut node = at + 1;
-        while node < self.nodes.len() {
+        while node < self.end {
             self.nodes[node] += weight;
             node += node & node.wrapping_neg();
         }
@@ -73,16 +80,16 @@ impl Weights {
     /// The weight in which `position`, below the total, lies.
     pub(super) fn find(&self, position: u32) -> Interval {
         let mut node = 0;
-        let mut start = 0;
-        let mut step = self.nodes.len().next_power_of_two() / 2;
+        let mut left = position;
+        let mut step = self.nodes.len() / 2;
         while step > 0 {
-            let next = node + step;
-            if next < self.nodes.len() && start + self.nodes[next] <= position {
-                node = next;
-                start += self.nodes[next];
-            }
+            let sum = self.nodes[node + step];
+            let is_behind = sum <= left;
+            node += if is_behind { step } else { 0 };
+            left -= if is_behind { sum } else { 0 };
             step /= 2;
         }
+        let start = position - left;
         Interval { index: node as u32, start, width: self.weights[node] }
     }
 }
