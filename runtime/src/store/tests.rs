@@ -270,9 +270,9 @@ fn a_sealed_store_opens_with_its_key_only_and_shows_nothing_without() {
     store.replay.append(std::slice::from_ref(&taught)).unwrap();
     drop(store);
     let refused = |key: Option<&StoreKey>| Store::open_read(folder.path(), key).map(drop).unwrap_err();
-    assert!(matches!(refused(None), StoreError::Replay(ReplayError::KeyRequired { .. })), "{:?}", refused(None));
+    assert!(matches!(refused(None), StoreError::Replay(ReplayError::KeyRequired)), "{:?}", refused(None));
     let wrong = refused(Some(&StoreKey::new([2; 32])));
-    assert!(matches!(wrong, StoreError::Replay(ReplayError::WrongKey { .. })), "{wrong:?}");
+    assert!(matches!(wrong, StoreError::Replay(ReplayError::WrongKey)), "{wrong:?}");
     let (mut store, _) = Store::open(folder.path(), &sealed([1; 32]), 6).unwrap();
     let id = store.replay.iter().next().unwrap().id;
     assert_eq!(store.replay.read(id).unwrap(), taught);

@@ -15,7 +15,7 @@ type Flash = SimFlash<8, BLOCK_BYTES>;
 /// Opens a medium that holds `data` and uses the log on it.
 ///
 /// # Panics
-/// If a promise of the log is broken, see [`use_log`].
+/// If a promise of the log is broken, see `use_log`.
 pub fn log_image(data: &[u8]) {
     let mut image = vec![0xFF; BLOCKS * BLOCK_BYTES];
     let bytes = data.len().min(image.len());
@@ -29,7 +29,7 @@ pub fn log_image(data: &[u8]) {
 /// Opens a log whose one frame has the codec `data[0]`, `data[1]` records and the rest as its payload.
 ///
 /// # Panics
-/// If a promise of the log is broken, see [`use_log`].
+/// If a promise of the log is broken, see `use_log`.
 pub fn record(data: &[u8]) {
     let [codec, records, payload @ ..] = data else { return };
     let (mut log, _) = ReplayLog::open(Flash::new(BLOCKS), &config()).expect("erased flash is an empty log");
