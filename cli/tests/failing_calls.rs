@@ -9,7 +9,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use running::{copy, document, done, learn, lessons, records, skip, text, verify};
+use mynah_tests::skip;
+use running::{copy, document, done, learn, lessons, records, text, verify};
 
 const CALLS: &str = "write,pwrite64,fdatasync,fsync,rename,openat,fallocate,unlink";
 const ERRORS: [&str; 3] = ["ENOSPC", "EIO", "EINTR"];
@@ -82,7 +83,7 @@ fn sweep(folder: &Path, template: &Path, arguments: &[&str], store: &Path, check
 #[ignore = "takes minutes"]
 fn whichever_call_fails_the_program_says_so_and_the_store_is_whole() {
     if !Command::new("strace").args(["-qq", "true"]).output().is_ok_and(|output| output.status.success()) {
-        return skip("MYNAH_REQUIRE_STRACE", "strace is not there, or may not trace");
+        return skip("failing calls", "strace is not there, or may not trace", "MYNAH_REQUIRE_STRACE");
     }
     let folder = tempfile::tempdir().expect("a folder");
     let lessons = lessons(folder.path());

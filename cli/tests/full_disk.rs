@@ -9,7 +9,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use running::{adapters, document, done, learn, lessons, mynah, skip, text, verify};
+use mynah_tests::skip;
+use running::{adapters, document, done, learn, lessons, mynah, text, verify};
 
 /// Steps of a run that commits more than the disk holds.
 const STEPS: &str = "6";
@@ -48,7 +49,7 @@ impl Drop for SmallDisk {
 fn a_full_disk_is_an_error_and_learning_goes_on_when_there_is_room() {
     let folder = tempfile::tempdir().expect("a folder");
     let Some(disk) = SmallDisk::mount(&folder.path().join("disk"), 1) else {
-        return skip("MYNAH_REQUIRE_MOUNT", "this process may not mount a file system");
+        return skip("a full disk", "this process may not mount a file system", "MYNAH_REQUIRE_MOUNT");
     };
     let lessons = lessons(folder.path());
     let whole = folder.path().join("whole");

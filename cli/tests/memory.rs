@@ -1,18 +1,12 @@
 //! What a step takes, against what was said that it takes.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use mynah::budget::estimate;
 use mynah_models::ModelConfig;
 use mynah_models::adapter::{AdapterLayout, LoraConfig};
 use mynah_models::weights::Gguf;
-
-/// SmolLM2's file, if it was pulled.
-fn model_file() -> Option<PathBuf> {
-    let folder = std::env::var_os("MYNAH_CACHE").filter(|folder| !folder.is_empty())?;
-    Some(PathBuf::from(folder).join("SmolLM2-135M-Instruct.Q4_1.gguf")).filter(|file| file.is_file())
-}
+use mynah_tests::{cached_smollm2, skip};
 
 /// Bytes that a process had resident at the most that took steps of one sequence.
 fn peak(file: &std::path::Path, tokens: usize, memory_megabytes: &str) -> f64 {
@@ -31,11 +25,8 @@ fn peak(file: &std::path::Path, tokens: usize, memory_megabytes: &str) -> f64 {
 fn the_estimate_of_a_step_holds() {
     /// Freed blocks that the allocator keeps, and what a step needs beside its tensors.
     const ALLOCATOR: f64 = 0.25;
-    let Some(file) = model_file() else {
-        let demanded = std::env::var("MYNAH_REQUIRE_MODEL").is_ok_and(|value| value != "0");
-        assert!(!demanded, "the model is not in the cache, and MYNAH_REQUIRE_MODEL is set");
-        eprintln!("SKIPPED the estimate of a step: the model is not in the cache");
-        return;
+    let Some(file) = cached_smollm2() else {
+        return skip("the estimate of a step", "the model is not in the cache", "MYNAH_REQUIRE_MODEL");
     };
     let config = ModelConfig::from_gguf(&Gguf::open(&file).unwrap()).unwrap();
     let layout = AdapterLayout::new(&config, &LoraConfig::default()).unwrap();

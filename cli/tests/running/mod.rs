@@ -84,9 +84,3 @@ pub(crate) fn copy(from: &Path, to: &Path) {
         }
     }
 }
-
-/// Skips a test aloud, or fails it where the environment says that nothing may be missing.
-pub(crate) fn skip(variable: &str, reason: &str) {
-    assert!(std::env::var_os(variable).is_none(), "{variable} is set, but {reason}");
-    eprintln!("SKIPPED: {reason}");
-}
