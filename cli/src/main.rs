@@ -11,6 +11,7 @@ mod model_cache;
 mod open;
 mod options;
 mod output;
+mod probe_view;
 mod progress;
 mod suite;
 

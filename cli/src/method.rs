@@ -4,7 +4,7 @@ use mynah::SessionBuilder;
 use mynah::learn::{
     Cadence, ConsistencyForm, Er, HiddenLayers, Ilora, Method, Retention, Sequential, TokenScope, TrainerConfig,
 };
-use mynah::replay::Policy;
+use mynah::replay::{Eviction, Policy};
 use mynah::session::LearnRequest;
 use mynah_models::adapter::LoraConfig;
 
@@ -54,7 +54,18 @@ pub(crate) struct MethodArgs {
     /// How many examples can be replayed [default: the store's, or 500]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..))]
     memory_examples: Option<u32>,
+    /// Megabytes that the store's examples may take [default: 1074]
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(1..4000), help_heading = STORE)]
+    log_limit: Option<u32>,
+    /// Which examples make room for new ones then; without it, the next one is an error
+    #[arg(long, value_enum, value_name = "RULE", help_heading = STORE)]
+    evict: Option<EvictChoice>,
+    /// Keep with each new example how little the model expected it; takes a forward pass
+    #[arg(long, help_heading = STORE)]
+    score: bool,
 }
+
+const STORE: &str = "What the store keeps";
 
 /// The adapter of a new store.
 #[derive(Debug, clap::Args)]
@@ -89,6 +100,24 @@ enum MemoryChoice {
     Surprise,
 }
 
+/// The rules of eviction by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum EvictChoice {
+    /// Those that were stored first
+    Oldest,
+    /// Those that the model expected most; before them those that were stored without --score
+    LowestScore,
+}
+
+impl From<EvictChoice> for Eviction {
+    fn from(choice: EvictChoice) -> Self {
+        match choice {
+            EvictChoice::Oldest => Self::Oldest,
+            EvictChoice::LowestScore => Self::LowestScore,
+        }
+    }
+}
+
 impl From<MemoryChoice> for Policy {
     fn from(choice: MemoryChoice) -> Self {
         match choice {
@@ -121,7 +150,7 @@ enum ScopeChoice {
 impl MethodArgs {
     /// Settings of a session that learns this way.
     pub(crate) fn apply(&self, lora: &LoraArgs, builder: SessionBuilder) -> SessionBuilder {
-        let mut builder = builder.method(self.method()).trainer(self.trainer());
+        let mut builder = builder.method(self.method()).trainer(self.trainer()).score_examples(self.score);
         if let Some(megabytes) = self.memory_budget {
             builder = builder.memory_budget(u64::from(megabytes) * 1_000_000);
         }
@@ -130,6 +159,12 @@ impl MethodArgs {
         }
         if let Some(examples) = self.memory_examples {
             builder = builder.memory_examples(examples);
+        }
+        if let Some(megabytes) = self.log_limit {
+            builder = builder.replay_capacity(megabytes * 1_000_000);
+        }
+        if let Some(choice) = self.evict {
+            builder = builder.evict(choice.into());
         }
         match lora.config() {
             Some(config) => builder.lora(config),

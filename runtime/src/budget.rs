@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use mynah_models::adapter::AdapterLayout;
 use mynah_models::{ModelConfig, TapeMemory};
 
+use crate::learn::ProbeScore;
+
 /// Limits of one call; none of them means: until the run is finished.
 ///
 /// A limit is looked at before each step, and a step that was begun is finished: a call overruns its time by at most
@@ -87,6 +89,8 @@ pub struct Report {
     pub revision: Option<u64>,
     /// Wall-clock time of this call.
     pub elapsed: Duration,
+    /// How well each task was known when the newest finished run ended, and before it.
+    pub probes: Vec<ProbeScore>,
 }
 
 /// A [`Budget`] being spent.

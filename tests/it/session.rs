@@ -4,14 +4,15 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use mynah::example::ExampleId;
+use mynah::example::{Example, ExampleId};
 use mynah::generate::{GenerateOptions, Sampling, StopReason};
-use mynah::learn::{Examples, Method, OptimizerConfig, TrainerConfig};
+use mynah::learn::{Examples, Method, OptimizerConfig, Sequential, TrainerConfig};
 use mynah::session::{EvalTask, Interaction, LearnRequest, Phase, PromptFormat};
-use mynah::store::{BackTo, Forget};
+use mynah::store::{BackTo, Forget, Store, StoreOptions};
 use mynah::{Budget, DeviceChoice, Learner, Session, SessionBuilder, SessionError, StoppedBy};
 use mynah_models::chat_template::Message;
 use mynah_models::tokenizer::ParseSpecial;
+use mynah_models::{Model, Precision, Stop, TokenBatch};
 use mynah_tests::{cached_smollm2, skip, stories};
 
 fn builder() -> SessionBuilder {
@@ -102,6 +103,65 @@ fn what_is_taught_is_known_and_what_was_known_before_too() {
     let status = session.status();
     assert_eq!((status.examples, status.learned, status.steps, status.remembered), (12, 12, 120, 6));
     assert_eq!(status.run.map(|run| (run.number, run.method, run.steps_done)), Some((2, "ilora", 60)));
+}
+
+/// Mean negative log likelihood of an example's answer, from the model's raw logits.
+fn answer_nll(model: &Model, example: &Example) -> f32 {
+    let (tokens, first) = (example.tokens(), example.prompt_len());
+    let stop = Stop::default();
+    let hidden = model.forward(&TokenBatch::packed(&[tokens]).unwrap(), None, &stop).unwrap();
+    let logits = model.device().read(model.logits(hidden)).unwrap();
+    let rows: Vec<&[f32]> = logits.chunks(model.config().vocab_size).collect();
+    let nll = |at: usize| {
+        let sum: f64 = rows[at - 1].iter().map(|logit| f64::from(*logit).exp()).sum();
+        sum.ln() - f64::from(rows[at - 1][tokens[at] as usize])
+    };
+    ((first..tokens.len()).map(nll).sum::<f64>() / (tokens.len() - first) as f64) as f32
+}
+
+#[test]
+fn an_example_is_stored_with_how_little_the_model_expected_it() {
+    /// Half a step of a stored score, and what fast kernels differ.
+    const TOLERANCE: f32 = 1.0 / 128.0 + 1e-3;
+    let folder = tempfile::tempdir().unwrap();
+    let open = |is_scoring| builder().store(folder.path()).precision(Precision::Exact).score_examples(is_scoring);
+    let mut session = open(true).open().unwrap();
+    let ids = session.observe_batch(&facts("Rome")).unwrap();
+    let model = Model::load(&stories::gguf(), session.model().device()).unwrap();
+    drop(session);
+    let (mut store, _) = Store::open_read(folder.path(), None).unwrap();
+    for id in ids {
+        let expected = answer_nll(&model, &store.replay.read(id).unwrap());
+        let found = store.replay.info(id).unwrap().score.unwrap();
+        assert!((found - expected).abs() < TOLERANCE, "{id}: {found} stored, {expected} computed");
+    }
+    drop(store);
+    let id = open(false).open().unwrap().observe(&facts("Oslo")[0]).unwrap();
+    assert_eq!(Store::open_read(folder.path(), None).unwrap().0.replay.info(id).unwrap().score, None);
+}
+
+#[test]
+fn a_run_tells_what_it_left_of_the_tasks_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut session = builder().store(folder.path()).method(Method::Sequential(Sequential)).open().unwrap();
+    let mut teach = |name| {
+        session.observe_batch(&facts(name)).unwrap();
+        session.learn(&request(60), Budget::unlimited()).unwrap().probes
+    };
+    let (first, second) = (teach("Rome"), teach("Oslo"));
+    let [rome] = &first[..] else { panic!("{first:?}") };
+    assert_eq!((rome.task.as_str(), rome.examples, rome.nll_before), ("Rome", 4, None));
+    assert!(rome.nll < 0.3, "it was just learned: {rome:?}");
+    let [oslo, rome_after] = &second[..] else { panic!("{second:?}") };
+    assert_eq!((oslo.task.as_str(), oslo.nll_before, rome_after.nll_before), ("Oslo", None, Some(rome.nll)));
+    assert!(rome_after.forgotten().unwrap() > 0.1, "nothing was done about forgetting: {rome_after:?}");
+    assert_eq!(session.probe().unwrap()[0].nll, oslo.nll, "the same adapter and examples");
+    drop(session);
+    let (mut store, _) = Store::open(folder.path(), &StoreOptions::default(), 0).unwrap();
+    assert_eq!(store.probes().unwrap(), second);
+    let after_rome = store.revisions.list()[0].number;
+    store.rollback(after_rome, 0).unwrap();
+    assert_eq!(store.probes().unwrap(), first);
 }
 
 #[test]

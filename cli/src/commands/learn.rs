@@ -13,6 +13,7 @@ use crate::method::{LoraArgs, MethodArgs};
 use crate::open::{self, ModelArg};
 use crate::options::Options;
 use crate::output::Output;
+use crate::probe_view::ProbeView;
 use crate::suite::{self, Suite, Task};
 
 /// Learn a file of examples, and keep what was learned in a store.
@@ -71,6 +72,7 @@ struct Document {
     seconds: f64,
     bytes_written: u64,
     peak_rss_mb: Option<f64>,
+    probes: Vec<ProbeView>,
 }
 
 /// Runs the verb.
@@ -110,6 +112,7 @@ pub(crate) fn run(args: &LearnArgs, options: &Options, output: Output) -> Result
         seconds: report.elapsed.as_secs_f64(),
         bytes_written: report.bytes_written,
         peak_rss_mb: report.peak_bytes.map(|bytes| bytes as f64 / 1e6),
+        probes: report.probes.iter().map(ProbeView::from).collect(),
     };
     output.result(&document, || text(&document))
 }
@@ -118,9 +121,10 @@ fn text(document: &Document) -> String {
     let Document { steps, loss, stopped_by, steps_done, steps_total, seconds, .. } = document;
     let kept =
         document.revision.map_or_else(|| "nothing to keep".to_owned(), |revision| format!("revision {revision}"));
-    format!(
+    let done = format!(
         "{steps} steps in {seconds:.1} s, loss {loss:.3}; {steps_done} of {steps_total} done ({stopped_by}); {kept}"
-    )
+    );
+    std::iter::once(done).chain(document.probes.iter().filter_map(ProbeView::change)).collect::<Vec<_>>().join("\n")
 }
 
 /// Minutes as a length of time that can be waited for.

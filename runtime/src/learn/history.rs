@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::batch::Schedule;
 use super::methods::{ContinualMethod, Method, Moment};
+use super::probe::ProbeScore;
 use super::trainer::TrainerConfig;
 use crate::example::{ExampleId, mix};
 use crate::replay::{Memory, Newcomer, Policy};
@@ -169,6 +170,9 @@ pub struct History {
     pub fresh: BTreeMap<ExampleId, f32>,
     /// What is replayed.
     pub memory: Memory,
+    /// How well each task was known when the newest finished run ended. Not decisive for any step; has a section of its own.
+    #[serde(skip)]
+    pub probes: Vec<ProbeScore>,
 }
 
 impl History {
@@ -180,6 +184,7 @@ impl History {
             lineage: Lineage::default(),
             fresh: BTreeMap::new(),
             memory: Memory::new(policy, memory_examples),
+            probes: Vec::new(),
         }
     }
 

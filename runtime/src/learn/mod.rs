@@ -10,6 +10,7 @@ pub mod learners;
 pub mod loss;
 pub mod methods;
 pub mod optimizer;
+pub mod probe;
 pub(crate) mod rng;
 pub mod trainer;
 
@@ -19,4 +20,5 @@ pub use learners::Learners;
 pub use loss::{ConsistencyForm, HiddenLayers, TokenScope};
 pub use methods::{Cadence, ContinualMethod, Er, Ilora, Method, Moment, Retention, Sequential, SettingError};
 pub use optimizer::{AdamW, OptimizerConfig};
+pub use probe::ProbeScore;
 pub use trainer::{DEFAULT_MEMORY_BYTES, LearnError, LearnerState, StepLog, StepRows, Trainer, TrainerConfig};

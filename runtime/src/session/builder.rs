@@ -19,7 +19,7 @@ use crate::checkpoint::Keep;
 use crate::device::{self, DeviceChoice};
 use crate::learn::methods::ContinualMethod;
 use crate::learn::{AdamW, DEFAULT_MEMORY_BYTES, History, LearnerState, Method, TrainerConfig};
-use crate::replay::Policy;
+use crate::replay::{Eviction, Policy};
 use crate::store::saved::Saved;
 use crate::store::{StoreKey, StoreOptions};
 
@@ -82,6 +82,7 @@ pub struct SessionBuilder {
     pub(super) daily_wear_bytes: u64,
     pub(super) store_options: StoreOptions,
     pub(super) memory_bytes: u64,
+    pub(super) is_scoring: bool,
 }
 
 impl SessionBuilder {
@@ -105,6 +106,7 @@ impl SessionBuilder {
             daily_wear_bytes: DAILY_WEAR_BYTES,
             store_options: StoreOptions::default(),
             memory_bytes: DEFAULT_MEMORY_BYTES,
+            is_scoring: false,
         }
     }
 
@@ -230,6 +232,25 @@ impl SessionBuilder {
         self
     }
 
+    /// What the log of examples may grow to in bytes. Default: one gibibyte, millions of interactions.
+    pub fn replay_capacity(mut self, bytes: u32) -> Self {
+        self.store_options.replay_capacity_bytes = bytes;
+        self
+    }
+
+    /// Which examples make room for new ones once that is full. Default: none, and storing more is an error.
+    pub fn evict(mut self, eviction: Eviction) -> Self {
+        self.store_options.eviction = Some(eviction);
+        self
+    }
+
+    /// Stores with each example how little the model expected it, in nats per answer token: what
+    /// [`Eviction::LowestScore`] gives up first is then what was known anyway. Takes a forward pass. Default: no.
+    pub fn score_examples(mut self, is_scoring: bool) -> Self {
+        self.is_scoring = is_scoring;
+        self
+    }
+
     /// Loads the model, opens the store and takes up where its newest revision ends.
     ///
     /// # Errors
@@ -279,6 +300,7 @@ impl SessionBuilder {
             commit_every_steps: self.commit_every_steps,
             daily_wear_bytes: self.daily_wear_bytes,
             memory_bytes: self.memory_bytes,
+            is_scoring: self.is_scoring,
         })
     }
 

@@ -4,13 +4,11 @@ use mynah_models::{ComputeError, DeviceAdapter};
 
 use super::control::Phase;
 use super::error::SessionError;
+use super::scoring::BATCH_TOKENS;
 use super::wording::{Interaction, Worded};
 use super::{Learner, Session};
 use crate::learn::batch::{Batch, Row, split};
 use crate::learn::loss::select;
-
-/// Tokens of one forward pass of an evaluation, padding included.
-const EVAL_BATCH_TOKENS: usize = 1024;
 
 /// Questions of one task.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,7 +102,7 @@ impl Session {
         }
         let rows: Vec<Row<'_>> = worded.iter().map(Worded::row).collect();
         let mut correct = 0;
-        for part in split(&rows, EVAL_BATCH_TOKENS) {
+        for part in split(&rows, BATCH_TOKENS) {
             correct += self.threads.run(|| self.correct_rows(&part, adapter))?;
             *done += part.len() as u64;
             self.control.set_done(*done);
@@ -158,8 +156,13 @@ impl Session {
     /// Sum of the negative log likelihoods of all tokens but the first, in nats.
     fn window_nll(&self, ids: &[u32], adapter: Option<&DeviceAdapter>) -> Result<f64, ComputeError> {
         let batch = Batch::new(&[Row { tokens: ids, prompt_len: 1 }])?;
+        Ok(self.batch_nll(&batch, adapter)?.into_iter().map(f64::from).sum())
+    }
+
+    /// Negative log likelihood of each scored token, in nats.
+    pub(super) fn batch_nll(&self, batch: &Batch, adapter: Option<&DeviceAdapter>) -> Result<Vec<f32>, ComputeError> {
         let hidden = self.model.forward(&batch.tokens, adapter, self.control.stop())?;
         let nll = self.model.token_nll(select(&hidden, &batch.positions), &batch.targets, self.control.stop())?;
-        Ok(self.model.device().read(nll)?.into_iter().map(f64::from).sum())
+        self.model.device().read(nll)
     }
 }

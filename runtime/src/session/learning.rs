@@ -140,7 +140,11 @@ impl Session {
                 }
             }
             uncommitted += 1;
-            let is_last = self.reason_to_stop(&call.meter).is_some();
+            let reason = self.reason_to_stop(&call.meter);
+            let is_last = reason.is_some();
+            if reason == Some(StoppedBy::Finished) {
+                self.measure_forgetting();
+            }
             if is_last || uncommitted >= interval {
                 let kind = if is_last { RevisionKind::Published } else { RevisionKind::Step };
                 self.commit(call, true, kind)?;
@@ -150,6 +154,14 @@ impl Session {
         // Steps that were taken before a cancel.
         self.commit(call, uncommitted > 0, RevisionKind::Published)?;
         Ok(stopped_by)
+    }
+
+    /// Scores the tasks once a run is over, which it is whether that succeeds or not.
+    fn measure_forgetting(&mut self) {
+        self.history.probes = self.probe().unwrap_or_else(|error| {
+            log::warn!("what was forgotten is not known: {error}");
+            Vec::new()
+        });
     }
 
     fn commit_interval(&self) -> u64 {
@@ -238,6 +250,7 @@ impl Session {
             bytes_written: call.meter.bytes(),
             revision: self.ledger.revision(),
             elapsed: call.meter.elapsed(),
+            probes: self.history.probes.clone(),
         }
     }
 }

@@ -10,7 +10,9 @@ use super::now_unix_s;
 use crate::checkpoint::{Draft, Identity, Revision, RevisionKind, SectionData};
 use crate::example::{ContentKey, Example, ExampleId};
 use crate::learn::{History, LearnerState, Lineage};
-use crate::store::saved::{FAST, MOMENT1, MOMENT2, SLOW, STATE, Saved, SavedError, Sections, decode, encode};
+use crate::store::saved::{
+    FAST, MOMENT1, MOMENT2, PROBES, SLOW, STATE, Saved, SavedError, Sections, decode, encode, encode_probes,
+};
 use crate::store::{BackTo, Forget, Receipt, Store, StoreError, StoreOptions};
 
 /// Header, table and `state` section of a revision, about.
@@ -23,15 +25,6 @@ pub enum LedgerError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A sound revision does not hold a learning state of this model.
-    #[error("revision {revision} cannot be used")]
-    Saved {
-        /// Its number.
-        revision: u64,
-        /// What is wrong with it.
-        #[source]
-        source: SavedError,
-    },
     /// What learning has come to cannot be written down.
     #[error(transparent)]
     Encode(SavedError),
@@ -63,7 +56,7 @@ impl Ledger {
     /// Opens the store in `folder`, and what its newest revision holds.
     ///
     /// # Errors
-    /// [`LedgerError::Store`] if it cannot be opened or is another model's; [`LedgerError::Saved`].
+    /// [`LedgerError::Store`] if it cannot be opened or is another model's.
     pub(crate) fn open(
         folder: &Path,
         is_read_only: bool,
@@ -87,21 +80,22 @@ impl Ledger {
     /// What the newest revision holds; none where there is none.
     ///
     /// # Errors
-    /// [`LedgerError::Store`], [`LedgerError::Saved`].
+    /// [`LedgerError::Store`].
     pub(crate) fn newest_saved(&self, model: &Model) -> Result<Option<Saved>, LedgerError> {
         let Some(store) = self.store() else { return Ok(None) };
         store.revisions.newest().map(|info| load(store, info.number, model)).transpose()
     }
 
-    pub(crate) fn append(&mut self, examples: &[Example]) -> Result<Vec<ExampleId>, LedgerError> {
+    /// Stores examples, each with its score in nats; NaN for one that has none.
+    pub(crate) fn append(&mut self, examples: &[(&Example, f32)]) -> Result<Vec<ExampleId>, LedgerError> {
         match self {
             Self::Memory { examples: kept, next_id } => {
                 let ids: Vec<ExampleId> = (*next_id..).map(ExampleId).take(examples.len()).collect();
                 *next_id += examples.len() as u64;
-                kept.extend(ids.iter().copied().zip(examples.iter().cloned()));
+                kept.extend(ids.iter().copied().zip(examples.iter().map(|(example, _)| (*example).clone())));
                 Ok(ids)
             }
-            Self::Store(store) => Ok(store.replay.append(examples).map_err(StoreError::from)?),
+            Self::Store(store) => Ok(store.replay.append_scored(examples).map_err(StoreError::from)?),
         }
     }
 
@@ -134,10 +128,17 @@ impl Ledger {
     }
 
     /// Every example's id and task, oldest first.
-    pub(crate) fn ids_and_tasks(&self) -> Box<dyn Iterator<Item = (ExampleId, &str)> + '_> {
+    pub(crate) fn ids_and_tasks(&self) -> impl Iterator<Item = (ExampleId, &str)> {
+        self.described().map(|(id, task, _)| (id, task))
+    }
+
+    /// Every example's id, task and number of tokens, oldest first.
+    pub(crate) fn described(&self) -> Box<dyn Iterator<Item = (ExampleId, &str, u32)> + '_> {
         match self {
-            Self::Memory { examples, .. } => Box::new(examples.iter().map(|(id, example)| (*id, example.task()))),
-            Self::Store(store) => Box::new(store.replay.iter().map(|info| (info.id, info.task))),
+            Self::Memory { examples, .. } => {
+                Box::new(examples.iter().map(|(id, example)| (*id, example.task(), example.tokens().len() as u32)))
+            }
+            Self::Store(store) => Box::new(store.replay.iter().map(|info| (info.id, info.task, info.tokens))),
         }
     }
 
@@ -199,12 +200,14 @@ impl Ledger {
     ) -> Result<u64, LedgerError> {
         let Self::Store(store) = self else { return Ok(0) };
         let encoded = encode(state, history).map_err(LedgerError::Encode)?;
+        let probes = encode_probes(&history.probes).map_err(LedgerError::Encode)?;
         let sections = [
             (STATE, SectionData::Bytes(&encoded)),
             (FAST, SectionData::F32(state.fast.values())),
             (SLOW, SectionData::F32(state.slow.values())),
             (MOMENT1, SectionData::F32(state.optimizer.first())),
             (MOMENT2, SectionData::F32(state.optimizer.second())),
+            (PROBES, SectionData::Bytes(&probes)),
         ];
         let parent = store.revisions.newest().map(|info| info.number);
         let draft = Draft { kind, parent, created_unix_s: now_unix_s(), sections: &sections };
@@ -235,7 +238,7 @@ impl Ledger {
     /// Makes an earlier revision the newest again, as a copy; gives what it holds.
     ///
     /// # Errors
-    /// [`LedgerError::Store`] if it is not there or damaged, [`LedgerError::Saved`]; nothing is changed then.
+    /// [`LedgerError::Store`] if it is not there, damaged or not of this model; nothing is changed then.
     pub(crate) fn rollback(&mut self, number: u64, model: &Model) -> Result<Saved, LedgerError> {
         let Self::Store(store) = self else { return Err(LedgerError::NoStore { what: "revision", number }) };
         let saved = load(store, number, model)?;
@@ -304,6 +307,7 @@ fn load(store: &Store, revision: u64, model: &Model) -> Result<Saved, LedgerErro
     let mut values = |name| Revision::take_f32s(&mut found, name).map_err(StoreError::from);
     let [fast, slow, moment1, moment2] = [values(FAST)?, values(SLOW)?, values(MOMENT1)?, values(MOMENT2)?];
     let state = found.bytes(STATE).map_err(StoreError::from)?;
-    let sections = Sections { state, fast, slow, moment1, moment2 };
-    decode(sections, model.config()).map_err(|source| LedgerError::Saved { revision, source })
+    let probes = found.bytes(PROBES).ok();
+    let sections = Sections { state, probes, fast, slow, moment1, moment2 };
+    decode(sections, model.config()).map_err(|source| StoreError::Saved { revision, source }.into())
 }

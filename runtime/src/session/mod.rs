@@ -12,6 +12,7 @@ mod forgetting;
 mod learning;
 mod ledger;
 mod recovery;
+mod scoring;
 mod serving;
 mod teaching;
 mod threads;
@@ -75,6 +76,7 @@ pub struct Session {
     commit_every_steps: Option<u64>,
     daily_wear_bytes: u64,
     memory_bytes: u64,
+    is_scoring: bool,
 }
 
 /// What a session has and has learned.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::control::Phase;
 use super::error::SessionError;
 use super::wording::{Interaction, WordingError};
-use super::{Session, now_unix_s};
+use super::{Learner, Session, now_unix_s};
 use crate::example::{Example, ExampleError, ExampleId};
 
 impl Session {
@@ -19,7 +19,7 @@ impl Session {
     pub fn observe(&mut self, interaction: &Interaction) -> Result<ExampleId, SessionError> {
         let _busy = self.control.begin(Phase::Observing, 1);
         let example = self.example(interaction, now_unix_s())?;
-        let ids = self.ledger.append(&[example])?;
+        let ids = self.append(&[example])?;
         ids.first().copied().ok_or(SessionError::NothingToLearn { task: None })
     }
 
@@ -57,10 +57,20 @@ impl Session {
             }
         }
         let new_keys: Vec<_> = new.iter().map(Example::key).collect();
-        for (key, id) in new_keys.into_iter().zip(self.ledger.append(&new)?) {
+        for (key, id) in new_keys.into_iter().zip(self.append(&new)?) {
             known.insert(key, Some(id));
         }
         Ok(keys.iter().filter_map(|key| known[key]).collect())
+    }
+
+    /// Stores examples, with their scores if those are wanted.
+    fn append(&mut self, examples: &[Example]) -> Result<Vec<ExampleId>, SessionError> {
+        let scores = match self.is_scoring {
+            true => self.nlls(examples, Learner::Slow)?,
+            false => vec![f32::NAN; examples.len()],
+        };
+        let scored: Vec<(&Example, f32)> = examples.iter().zip(scores).collect();
+        Ok(self.ledger.append(&scored)?)
     }
 
     fn example(&self, interaction: &Interaction, time_unix_s: u64) -> Result<Example, SessionError> {

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::receipt::Forget;
+use super::saved::SavedError;
 use crate::checkpoint::CheckpointError;
 use crate::file_flash::FileError;
 use crate::files::lock::LockError;
@@ -115,6 +116,15 @@ pub enum StoreError {
     /// The revisions failed.
     #[error("the revisions of the store failed")]
     Checkpoint(#[from] CheckpointError),
+    /// A sound revision does not hold what learning has come to, or of another model.
+    #[error("revision {revision} cannot be used")]
+    Saved {
+        /// Its number.
+        revision: u64,
+        /// What is wrong with it.
+        #[source]
+        source: SavedError,
+    },
 }
 
 impl StoreError {

@@ -16,7 +16,8 @@ use crate::learn::{Examples, History, LearnerState, Lineage, Method, RunSettings
 use crate::replay::Policy;
 
 const IDENTITY: Identity = Identity { base_digest: [0xB5; 32], tokenizer_digest: [0x70; 32] };
-const OPTIONS: StoreOptions = StoreOptions { replay_capacity_bytes: 1 << 20, keep: Keep::DEFAULT, key: None };
+const OPTIONS: StoreOptions =
+    StoreOptions { replay_capacity_bytes: 1 << 20, keep: Keep::DEFAULT, key: None, eviction: None };
 /// Bytes that do not repeat by chance in files of this size.
 const WINDOW_BYTES: usize = 8;
 

@@ -14,11 +14,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::checkpoint::{Identity, InvalidRevision, Keep, RevisionInfo, RevisionReport, RevisionStore};
+use crate::checkpoint::{
+    CheckpointError, Identity, InvalidRevision, Keep, RevisionInfo, RevisionReport, RevisionStore,
+};
 use crate::file_flash::{FileError, FileFlash};
 use crate::files::lock::Lock;
 use crate::files::{Files, SystemFiles, replace_file, retry};
-use crate::replay::{LogConfig, RecoveryReport, ReplayError, ReplayLog, TaskCount, VerifyReport};
+use crate::learn::ProbeScore;
+use crate::replay::{Eviction, LogConfig, RecoveryReport, ReplayError, ReplayLog, TaskCount, VerifyReport};
 
 mod error;
 mod forget;
@@ -37,8 +40,8 @@ pub use key::StoreKey;
 use meta::{META_NAME, Meta};
 use receipt::Receipts;
 pub use receipt::{BackTo, Forget, InvalidReceipt, Receipt, ReceiptFault};
-use saved::STATE;
 pub use saved::SavedError;
+use saved::{PROBES, STATE, decode_probes};
 
 const LOCK_NAME: &str = "lock";
 const REPLAY_NAME: &str = "replay";
@@ -53,12 +56,14 @@ pub struct StoreOptions {
     pub keep: Keep,
     /// What the replay log is sealed with, if it is.
     pub key: Option<StoreKey>,
+    /// Which records make room for new ones in a full replay log; none do if it is not said, and appending is an error.
+    pub eviction: Option<Eviction>,
 }
 
 impl Default for StoreOptions {
     /// One gibibyte of replay log: millions of interactions; [`Keep::DEFAULT`].
     fn default() -> Self {
-        Self { replay_capacity_bytes: 1 << 30, keep: Keep::DEFAULT, key: None }
+        Self { replay_capacity_bytes: 1 << 30, keep: Keep::DEFAULT, key: None, eviction: None }
     }
 }
 
@@ -248,7 +253,8 @@ impl Store {
         };
         let flash = flash.map_err(opening_log)?;
         let seal = key.map(StoreKey::seal).transpose()?;
-        let config = LogConfig { seal, ..LogConfig::new(meta.identity.tokenizer_digest) };
+        let eviction = options.and_then(|options| options.eviction);
+        let config = LogConfig { seal, eviction, ..LogConfig::new(meta.identity.tokenizer_digest) };
         let (replay, replay_report) = ReplayLog::open(flash, &config)?;
         let receipts = Receipts::open(files, path)?;
         let dropped = receipts.list().iter().flat_map(|receipt| receipt.dropped_revisions.iter().copied());
@@ -302,6 +308,20 @@ impl Store {
             revisions: self.revisions.list().len() as u64,
             newest_revision: self.revisions.newest().map(|info| info.number),
             tasks: self.replay.tasks().cloned().collect(),
+        }
+    }
+
+    /// How well each task was known when the newest finished run ended; nothing before that.
+    ///
+    /// # Errors
+    /// [`StoreError::Checkpoint`] if the newest revision cannot be read; [`StoreError::Saved`] if they make no sense.
+    pub fn probes(&self) -> Result<Vec<ProbeScore>, StoreError> {
+        let Some(RevisionInfo { number, .. }) = self.revisions.newest() else { return Ok(Vec::new()) };
+        match self.revisions.section_bytes(*number, PROBES) {
+            Ok(section) => decode_probes(&section).map_err(|source| StoreError::Saved { revision: *number, source }),
+            // Of a version that did not measure it.
+            Err(CheckpointError::NoSection { .. }) => Ok(Vec::new()),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -9,7 +9,7 @@ use mynah_models::config::ModelConfig;
 use mynah_models::projection::Projection;
 use serde::{Deserialize, Serialize};
 
-use crate::learn::{AdamW, History, LearnerState, Lineage, Run};
+use crate::learn::{AdamW, History, LearnerState, Lineage, ProbeScore, Run};
 use crate::replay::{Memory, MemoryV1};
 
 pub(crate) const STATE: &str = "state";
@@ -17,6 +17,7 @@ pub(crate) const FAST: &str = "fast";
 pub(crate) const SLOW: &str = "slow";
 pub(crate) const MOMENT1: &str = "moment1";
 pub(crate) const MOMENT2: &str = "moment2";
+pub(crate) const PROBES: &str = "probes";
 
 /// What a revision of a store holds.
 #[derive(Debug)]
@@ -29,18 +30,30 @@ pub(crate) struct Saved {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SavedError {
-    /// The `state` section does not decode.
-    #[error("section `state` cannot be decoded: {0}")]
-    Decode(#[source] postcard::Error),
-    /// Bytes follow the end of the `state` section's content.
-    #[error("section `state` has {bytes} bytes too many")]
+    /// A section does not decode.
+    #[error("section `{section}` cannot be decoded")]
+    Decode {
+        /// The section.
+        section: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: postcard::Error,
+    },
+    /// Bytes follow the end of a section's content.
+    #[error("section `{section}` has {bytes} bytes too many")]
     Trailing {
+        /// The section.
+        section: &'static str,
         /// How many.
         bytes: usize,
     },
     /// A newer version of this library wrote it.
-    #[error("section `state` has version {found}, this version reads up to 2; use the version that made it")]
+    #[error(
+        "section `{section}` has version {found}, a newer one than this program reads; use the program that made it"
+    )]
     Newer {
+        /// The section.
+        section: &'static str,
         /// The version it carries.
         found: u32,
     },
@@ -75,6 +88,8 @@ pub enum SavedError {
 const STATE_V1: u32 = 0;
 /// First number of a `state` section of version 2.
 const STATE_V2: u32 = 1;
+/// First number of a `probes` section of version 1.
+const PROBES_V1: u32 = 0;
 
 /// The `state` section of version 1, behind its first number.
 #[derive(Debug, Deserialize)]
@@ -106,7 +121,7 @@ impl TryFrom<HistoryV1> for History {
         }
         let fresh = old.fresh.ids().map(|id| (id, 0.0)).collect();
         let memory = Memory::try_from(old.memory).map_err(|_| contradiction("the memory"))?;
-        Ok(Self { steps: old.steps, run: old.run, lineage: old.lineage, fresh, memory })
+        Ok(Self { steps: old.steps, run: old.run, lineage: old.lineage, fresh, memory, probes: Vec::new() })
     }
 }
 
@@ -162,13 +177,34 @@ pub(crate) fn encode(state: &LearnerState, history: &History) -> Result<Vec<u8>,
         optimizer_steps: state.optimizer.steps(),
         history: history.clone(),
     };
-    postcard::to_allocvec(&(STATE_V2, section)).map_err(SavedError::Decode)
+    postcard::to_allocvec(&(STATE_V2, section)).map_err(|source| SavedError::Decode { section: STATE, source })
+}
+
+/// The `probes` section.
+///
+/// # Errors
+/// [`SavedError::Decode`] if it cannot be written down.
+pub(crate) fn encode_probes(probes: &[ProbeScore]) -> Result<Vec<u8>, SavedError> {
+    postcard::to_allocvec(&(PROBES_V1, probes)).map_err(|source| SavedError::Decode { section: PROBES, source })
+}
+
+/// What a `probes` section holds.
+///
+/// # Errors
+/// [`SavedError`] says what is wrong with it.
+pub(crate) fn decode_probes(section: &[u8]) -> Result<Vec<ProbeScore>, SavedError> {
+    match version(PROBES, section)? {
+        (PROBES_V1, content) => whole(PROBES, content),
+        (newer, _) => Err(SavedError::Newer { section: PROBES, found: newer.saturating_add(1) }),
+    }
 }
 
 /// The sections of a revision as they were read.
 #[derive(Debug, Default)]
 pub(crate) struct Sections<'a> {
     pub(crate) state: &'a [u8],
+    /// None in a revision from before there were probes.
+    pub(crate) probes: Option<&'a [u8]>,
     pub(crate) fast: Vec<f32>,
     pub(crate) slow: Vec<f32>,
     pub(crate) moment1: Vec<f32>,
@@ -180,8 +216,9 @@ pub(crate) struct Sections<'a> {
 /// # Errors
 /// [`SavedError`] says which section is wrong and how.
 pub(crate) fn decode(sections: Sections<'_>, model: &ModelConfig) -> Result<Saved, SavedError> {
-    let StateV2 { lora, optimizer_steps, history } = decode_state(sections.state)?;
+    let StateV2 { lora, optimizer_steps, mut history } = decode_state(sections.state)?;
     history.check().map_err(|what| SavedError::Contradiction { what })?;
+    history.probes = sections.probes.map(decode_probes).transpose()?.unwrap_or_default();
     let layout = AdapterLayout::new(model, &lora.config()?)?;
     let fast = Adapter::from_values(&layout, sections.fast)?;
     let slow = Adapter::from_values(&layout, sections.slow)?;
@@ -207,19 +244,25 @@ pub(crate) fn lineage(state: &[u8]) -> Result<Lineage, SavedError> {
 
 /// A `state` section of any version, as one of the newest.
 fn decode_state(section: &[u8]) -> Result<StateV2, SavedError> {
-    fn whole<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, SavedError> {
-        let (found, rest) = postcard::take_from_bytes(bytes).map_err(SavedError::Decode)?;
-        if rest.is_empty() { Ok(found) } else { Err(SavedError::Trailing { bytes: rest.len() }) }
-    }
-    let (version, content) = postcard::take_from_bytes(section).map_err(SavedError::Decode)?;
-    match version {
-        STATE_V1 => {
-            let StateV1 { lora, optimizer_steps, history } = whole(content)?;
+    match version(STATE, section)? {
+        (STATE_V1, content) => {
+            let StateV1 { lora, optimizer_steps, history } = whole(STATE, content)?;
             Ok(StateV2 { lora, optimizer_steps, history: history.try_into()? })
         }
-        STATE_V2 => whole(content),
-        newer => Err(SavedError::Newer { found: newer.saturating_add(1) }),
+        (STATE_V2, content) => whole(STATE, content),
+        (newer, _) => Err(SavedError::Newer { section: STATE, found: newer.saturating_add(1) }),
     }
+}
+
+/// The first number of a section, and what is behind it.
+fn version<'a>(section: &'static str, bytes: &'a [u8]) -> Result<(u32, &'a [u8]), SavedError> {
+    postcard::take_from_bytes(bytes).map_err(|source| SavedError::Decode { section, source })
+}
+
+/// What fills `bytes` to their end.
+fn whole<'a, T: Deserialize<'a>>(section: &'static str, bytes: &'a [u8]) -> Result<T, SavedError> {
+    let (found, rest) = postcard::take_from_bytes(bytes).map_err(|source| SavedError::Decode { section, source })?;
+    if rest.is_empty() { Ok(found) } else { Err(SavedError::Trailing { section, bytes: rest.len() }) }
 }
 
 #[cfg(test)]
@@ -274,6 +317,7 @@ pub(super) mod tests {
     fn sections<'a>(saved: &Saved, state: &'a [u8]) -> Sections<'a> {
         Sections {
             state,
+            probes: None,
             fast: saved.state.fast.values().to_vec(),
             slow: saved.state.slow.values().to_vec(),
             moment1: saved.state.optimizer.first().to_vec(),
@@ -306,6 +350,21 @@ pub(super) mod tests {
         assert!(refused(&|s| s.fast.truncate(1)).contains("values"));
         let longer = [&state[..], &[0]].concat();
         assert!(decode(sections(&saved, &longer), &model()).unwrap_err().to_string().contains("1 bytes too many"));
+    }
+
+    #[test]
+    fn probes_come_back_or_say_what_is_wrong_with_them() {
+        let score = |nll_before| ProbeScore { task: "a".to_owned(), examples: 3, nll: 0.5, nll_before };
+        let probes = vec![score(None), score(Some(0.25))];
+        let section = encode_probes(&probes).unwrap();
+        assert_eq!(decode_probes(&section).unwrap(), probes);
+        for length in 0..section.len() {
+            let error = decode_probes(&section[..length]).unwrap_err().to_string();
+            assert!(error.contains("`probes`"), "{error}");
+        }
+        assert!(matches!(decode_probes(&[1]), Err(SavedError::Newer { section: PROBES, found: 2 })));
+        let longer = [&section[..], &[0]].concat();
+        assert!(matches!(decode_probes(&longer), Err(SavedError::Trailing { section: PROBES, bytes: 1 })));
     }
 
     /// A `state` that the first version wrote: six examples of `cat` in six steps, then six of `dog` in six.

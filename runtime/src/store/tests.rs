@@ -10,7 +10,8 @@ use crate::files::faulty::{EINTR, EIO, ENOSPC, FaultyFiles};
 use std::fs;
 
 const IDENTITY: Identity = Identity { base_digest: [0xB5; 32], tokenizer_digest: [0x70; 32] };
-const OPTIONS: StoreOptions = StoreOptions { replay_capacity_bytes: 4 << 20, keep: Keep::DEFAULT, key: None };
+const OPTIONS: StoreOptions =
+    StoreOptions { replay_capacity_bytes: 4 << 20, keep: Keep::DEFAULT, key: None, eviction: None };
 
 fn open(path: &Path) -> (Store, StoreReport) {
     Store::create_or_open(path, &IDENTITY, &OPTIONS, 1_700_000_000).unwrap()

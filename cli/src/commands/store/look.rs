@@ -15,6 +15,7 @@ use crate::error::CliError;
 use crate::model_cache::hex;
 use crate::options::Options;
 use crate::output::{Output, bytes_text, table};
+use crate::probe_view::ProbeView;
 
 #[derive(Debug, Serialize)]
 struct Stat {
@@ -30,6 +31,7 @@ struct Stat {
     log_bytes_per_token: Option<f64>,
     segments: Segments,
     receipts: Vec<ReceiptView>,
+    probes: Vec<ProbeView>,
     base_sha256: String,
     created_unix_s: u64,
 }
@@ -86,6 +88,8 @@ struct Record {
     id: ExampleId,
     task: String,
     tokens: u32,
+    /// How little the model expected it when it was stored, in nats a token; none if that was not asked for.
+    score: Option<f32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -118,6 +122,7 @@ pub(super) fn stat(folder: &Path, options: &Options, output: Output) -> Result<(
         log_bytes_per_token: (stat.tokens > 0).then(|| log_bytes as f64 / stat.tokens as f64),
         segments: Segments::of(&store),
         receipts: store.receipts().iter().map(ReceiptView::from).collect(),
+        probes: store.probes()?.iter().map(ProbeView::from).collect(),
         records: stat.records,
         bytes: stat.bytes,
         tokens: stat.tokens,
@@ -139,6 +144,7 @@ pub(super) fn stat(folder: &Path, options: &Options, output: Output) -> Result<(
             revisions_text(store.revisions.list()),
             table(&["task", "records", "tokens"], &rows),
         ];
+        lines.extend(document.probes.iter().map(ProbeView::text));
         let receipts = store.receipts().iter();
         lines.extend(receipts.map(|receipt| format!("receipt {}: {}", receipt.number, receipt::text(receipt))));
         lines.join("\n")
@@ -171,7 +177,14 @@ pub(super) fn list(folder: &Path, model: Option<&str>, options: &Options, output
     let mut records: Vec<Record> = store
         .replay
         .iter()
-        .map(|info| Record { id: info.id, task: info.task.to_owned(), tokens: info.tokens, prompt: None, answer: None })
+        .map(|info| Record {
+            id: info.id,
+            task: info.task.to_owned(),
+            tokens: info.tokens,
+            score: info.score,
+            prompt: None,
+            answer: None,
+        })
         .collect();
     if let Some(tokenizer) = &tokenizer {
         for record in &mut records {
