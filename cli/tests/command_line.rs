@@ -189,6 +189,35 @@ fn a_store_is_changed_without_its_model() {
 }
 
 #[test]
+fn what_is_exported_as_text_is_learned_again_as_the_same_tokens() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (store, again) = (folder.path().join("store"), folder.path().join("again"));
+    let lessons = write_lessons(folder.path());
+    let learn = |store: &Path, file: &Path, join: &str| {
+        let taught =
+            ["learn", "-m", MODEL, "--store", path(store), path(file), "--steps", "1", "--join", join, "--score"];
+        done(&taught, "");
+    };
+    let export = |store: &Path, name: &str, model: &[&str]| {
+        let out = folder.path().join(name);
+        done(&[&["store", "export", path(store), "--out", path(&out)], model].concat(), "");
+        out
+    };
+    let ids = |file: &Path| -> Vec<(Value, Value)> {
+        let text = std::fs::read_to_string(file).expect("a file");
+        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+        lines.map(|line| (line["prompt_ids"].clone(), line["answer_ids"].clone())).collect()
+    };
+    learn(&store, &lessons, " ");
+    learn(&again, &export(&store, "text.jsonl", &["-m", MODEL]), "");
+    let (first, second) = (ids(&export(&store, "first.jsonl", &[])), ids(&export(&again, "second.jsonl", &[])));
+    assert!(!first.is_empty() && first.iter().all(|(prompt, _)| prompt.is_array()));
+    assert_eq!(first, second);
+    let listed = done(&["store", "list", path(&again)], "")["records"].clone();
+    assert!(listed.as_array().expect("records").iter().all(|record| record["score"].as_f64() > Some(0.0)), "{listed}");
+}
+
+#[test]
 fn a_suite_is_scored_by_task() {
     let folder = tempfile::tempdir().expect("a folder");
     let manifest = r#"{"name": "s", "order": ["cat"], "metric": {"cat": "accuracy"}}"#;

@@ -400,6 +400,16 @@ mynah_status mynah_options_set_store_path(mynah_options *options,
                                           const char *path,
                                           size_t path_len);
 
+// Sets the key that what is taught is sealed with: 32 bytes, which are copied, and wiped when the options and the sessions
+// opened with them are freed. A sealed store opens with its key only; without it, nothing can be had back. Default, and NULL
+// with a length of 0: no key, nothing is encrypted.
+//
+// # Safety
+// `options` is NULL or live. `key` has `key_len` bytes.
+mynah_status mynah_options_set_store_key(mynah_options *options,
+                                         const uint8_t *key,
+                                         size_t key_len);
+
 // Sets where to compute, a mynah_device. Default: MYNAH_DEVICE_CPU.
 //
 // # Safety

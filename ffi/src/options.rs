@@ -2,9 +2,10 @@
 
 use std::ffi::c_char;
 use std::path::PathBuf;
-use std::ptr;
+use std::{ptr, slice};
 
 use runtime::Precision as RuntimePrecision;
+use runtime::store::StoreKey;
 use runtime::{DeviceChoice, Session, SessionBuilder};
 
 use crate::status::{Failure, Status};
@@ -50,6 +51,7 @@ pub enum PromptFormat {
 pub struct Options {
     model: Option<PathBuf>,
     store: Option<PathBuf>,
+    store_key: Option<StoreKey>,
     device: DeviceChoice,
     precision: Precision,
     threads: u32,
@@ -70,6 +72,9 @@ impl Options {
         });
         if let Some(store) = &self.store {
             builder = builder.store(store);
+        }
+        if let Some(key) = &self.store_key {
+            builder = builder.store_key(key.clone());
         }
         if let Some(tokens) = self.context_tokens {
             builder = builder.context_tokens(tokens as usize);
@@ -136,6 +141,28 @@ pub unsafe extern "C" fn mynah_options_set_store_path(
 ) -> Status {
     // SAFETY: the caller promises live options and `path_len` bytes.
     unsafe { set(options, |options| &mut options.store, || Ok(Some(text(path, path_len, "path")?.into()))) }
+}
+
+/// Sets the key that what is taught is sealed with: 32 bytes, which are copied, and wiped when the options and the sessions
+/// opened with them are freed. A sealed store opens with its key only; without it, nothing can be had back. Default, and NULL
+/// with a length of 0: no key, nothing is encrypted.
+///
+/// # Safety
+/// `options` is NULL or live. `key` has `key_len` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mynah_options_set_store_key(options: *mut Options, key: *const u8, key_len: usize) -> Status {
+    let value = || match (key.is_null(), key_len) {
+        (true, 0) => Ok(None),
+        (true, _) => Err(Failure::null("key")),
+        (false, length) => {
+            // SAFETY: the caller promises `key_len` bytes.
+            let key = StoreKey::from_slice(unsafe { slice::from_raw_parts(key, length) });
+            let wrong = || Failure::new(Status::INVALID_ARGUMENT, format!("`key` has {length} bytes, expected 32"));
+            key.ok_or_else(wrong).map(Some)
+        }
+    };
+    // SAFETY: the caller promises live options.
+    unsafe { set(options, |options| &mut options.store_key, value) }
 }
 
 /// Sets where to compute, a mynah_device. Default: MYNAH_DEVICE_CPU.
@@ -242,6 +269,10 @@ mod tests {
         let made = unsafe {
             assert_eq!(mynah_options_create(&raw mut options), Status::OK);
             assert_eq!(mynah_options_set_model_path(options, path.as_ptr().cast(), path.len()), Status::OK);
+            let key = [7; 32];
+            assert_eq!(mynah_options_set_store_key(options, key.as_ptr(), 31), Status::INVALID_ARGUMENT);
+            assert_eq!(mynah_options_set_store_key(options, ptr::null(), 32), Status::INVALID_ARGUMENT);
+            assert_eq!(mynah_options_set_store_key(options, key.as_ptr(), 32), Status::OK);
             assert_eq!(mynah_options_set_device(options, 1), Status::OK);
             assert_eq!(mynah_options_set_device(options, 9), Status::INVALID_ARGUMENT);
             assert_eq!(mynah_options_set_precision(options, 1), Status::OK);
@@ -257,7 +288,7 @@ mod tests {
             mynah_options_free(ptr::null_mut());
             made
         };
-        assert_eq!((made.model, made.store), (Some(path.into()), None));
+        assert_eq!((made.model, made.store, made.store_key.is_some()), (Some(path.into()), None, true));
         assert_eq!((made.device, made.threads, made.seed), (DeviceChoice::Gpu, 2, 7));
         assert_eq!((made.context_tokens, made.prompt_format), (None, PromptFormat::Raw));
         assert_eq!(made.precision, Precision::Exact);

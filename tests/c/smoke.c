@@ -44,12 +44,16 @@ static int says(const mynah_session *session, const char *text) {
     return len < sizeof message && len == strlen(message) && strstr(message, text) != NULL;
 }
 
+/* What the store is sealed with. */
+static const uint8_t KEY[32] = "thirty-two bytes of a secret key";
+
 static mynah_session *open_session(const char *model, const char *store) {
     mynah_options *options = NULL;
     mynah_session *session = NULL;
     GIVES(MYNAH_OK, mynah_options_create(&options));
     GIVES(MYNAH_OK, mynah_options_set_model_path(options, model, strlen(model)));
     GIVES(MYNAH_OK, mynah_options_set_store_path(options, store, strlen(store)));
+    GIVES(MYNAH_OK, mynah_options_set_store_key(options, KEY, sizeof KEY));
     GIVES(MYNAH_OK, mynah_options_set_device(options, MYNAH_DEVICE_CPU));
     GIVES(MYNAH_OK, mynah_options_set_threads(options, 2));
     GIVES(MYNAH_OK, mynah_options_set_seed(options, 7));
@@ -58,6 +62,23 @@ static mynah_session *open_session(const char *model, const char *store) {
     mynah_options_free(options);
     CHECK(session != NULL);
     return session;
+}
+
+static void opens_with_its_key_only(const char *model, const char *store) {
+    static const uint8_t other[32] = {1};
+    mynah_options *options = NULL;
+    mynah_session *session = NULL;
+    GIVES(MYNAH_OK, mynah_options_create(&options));
+    GIVES(MYNAH_OK, mynah_options_set_model_path(options, model, strlen(model)));
+    GIVES(MYNAH_OK, mynah_options_set_store_path(options, store, strlen(store)));
+    GIVES(MYNAH_STORE, mynah_session_open(options, &session));
+    CHECK(says(NULL, "key"));
+    GIVES(MYNAH_INVALID_ARGUMENT, mynah_options_set_store_key(options, KEY, 16));
+    CHECK(says(NULL, "16 bytes"));
+    GIVES(MYNAH_OK, mynah_options_set_store_key(options, other, sizeof other));
+    GIVES(MYNAH_STORE, mynah_session_open(options, &session));
+    CHECK(session == NULL && says(NULL, "key"));
+    mynah_options_free(options);
 }
 
 static mynah_session_state state_of(mynah_session *session) {
@@ -325,6 +346,7 @@ int main(int argc, char **argv) {
     is_taught_and_learns(session);
     wrong_calls_leave_a_session_usable(session);
     GIVES(MYNAH_OK, mynah_session_close(session));
+    opens_with_its_key_only(argv[1], argv[2]);
 
     session = open_session(argv[1], argv[2]);
     goes_on_where_it_was_left(session);

@@ -19,6 +19,13 @@ impl StoreKey {
         Self(Zeroizing::new(key))
     }
 
+    /// Copies the key; none if it has not 32 bytes.
+    pub fn from_slice(key: &[u8]) -> Option<Self> {
+        let mut copy = Zeroizing::new([0; 32]);
+        (key.len() == copy.len()).then(|| copy.copy_from_slice(key))?;
+        Some(Self(copy))
+    }
+
     /// The seal of one opening, with entropy of the operating system.
     pub(super) fn seal(&self) -> Result<Seal, StoreError> {
         let mut entropy = [0; 24];

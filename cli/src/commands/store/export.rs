@@ -63,14 +63,28 @@ pub(super) fn export(
 }
 
 fn line<'a>(id: ExampleId, example: &'a Example, tokenizer: Option<&Tokenizer>) -> Line<'a> {
-    // The last token of an answer ends it and is no text.
-    let answer = example.answer();
     let content = match tokenizer {
-        Some(tokenizer) => Content::Text {
-            prompt: tokenizer.decode(example.prompt()),
-            answer: tokenizer.decode(&answer[..answer.len().saturating_sub(1)]),
-        },
-        None => Content::Ids { prompt_ids: example.prompt(), answer_ids: answer },
+        Some(tokenizer) => text(example, tokenizer),
+        None => Content::Ids { prompt_ids: example.prompt(), answer_ids: example.answer() },
     };
     Line { content, id: id.to_string(), task: example.task(), time_unix_s: example.time_unix_s() }
+}
+
+/// Prompt and answer as the two parts of one text: alone, an answer may lose the space in front of it.
+fn text<'a>(example: &Example, tokenizer: &Tokenizer) -> Content<'a> {
+    let begin = match example.prompt().first() {
+        // It is no text, and `learn` puts it there again.
+        Some(first) if tokenizer.adds_bos() && Some(*first) == tokenizer.bos() => 1,
+        _ => 0,
+    };
+    // The last token of an answer ends it and is no text either.
+    let end = example.tokens().len() - 1;
+    let prompt = tokenizer.decode(&example.tokens()[begin..example.prompt_len()]);
+    let whole = tokenizer.decode(&example.tokens()[begin..end]);
+    let answer = match whole.strip_prefix(&prompt) {
+        Some(answer) => answer.to_owned(),
+        // A character that begins in the prompt and ends in the answer.
+        None => tokenizer.decode(&example.tokens()[example.prompt_len()..end]),
+    };
+    Content::Text { prompt, answer }
 }

@@ -92,6 +92,9 @@ enum StoreCommand {
         model: Option<String>,
     },
     /// Write the records into a file, one JSON object a line, oldest first
+    ///
+    /// As text, an answer begins with what joined it to its prompt, so that `learn --join ""` learns the same tokens again.
+    /// What was taught in a chat holds the text of the template's control tokens, which `learn` takes as text.
     Export {
         /// The store
         folder: PathBuf,
