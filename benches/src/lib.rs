@@ -3,6 +3,7 @@
 //! One program a question, in `src/bin/`; README.md beside this crate lists them. Nothing here is part of the product, and all
 //! of it goes through the public interfaces of `mynah` and `mynah-models`.
 
+pub mod arguments;
 pub mod corpus;
 pub mod machine;
 pub mod model;

@@ -1,7 +1,7 @@
 //! Task suites: a folder with `suite.json` and, per task, `train.jsonl`, `valid.jsonl` and `test.jsonl`.
 //!
 //! `suite.json` names the tasks in their order, the metric of each, and the text that joins a prompt to its answer.
-//! A line is `{"prompt", "answer", "id"}`; other keys are left alone. Reading checks all of it and names file and line of
+//! A line is `{"prompt", "answer"}`; other keys are left alone. Reading checks all of it and names file and line of
 //! what is wrong. This module knows no model: scoring by text is here, decoding is not.
 
 use std::collections::BTreeMap;
@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
+use mynah::session::WordingError;
 use serde::Deserialize;
 
 /// What can be wrong with a suite or with a file of examples.
@@ -39,12 +40,15 @@ pub(crate) enum SuiteError {
     #[error("{}: `{task}` is not the name of a folder in the suite", path.display())]
     TaskName { path: PathBuf, task: String },
     /// A line is not the JSON object that it should be.
-    #[error("{}, line {line}: not an example", path.display())]
-    Line {
+    #[error("{}, line {line}, column {column}: not an example: {fault}", path.display())]
+    Line { path: PathBuf, line: usize, column: usize, fault: String },
+    /// A line's texts make no example.
+    #[error("{}, line {line}", path.display())]
+    Unlearnable {
         path: PathBuf,
         line: usize,
         #[source]
-        source: serde_json::Error,
+        source: WordingError,
     },
     /// A prompt or an answer has no text.
     #[error("{}, line {line}: `{field}` is empty", path.display())]
@@ -71,8 +75,9 @@ pub(crate) enum Metric {
 pub(crate) struct Line {
     pub(crate) prompt: String,
     pub(crate) answer: String,
-    #[serde(default)]
-    pub(crate) id: String,
+    /// Of the line in its file, from 1.
+    #[serde(skip)]
+    pub(crate) number: usize,
 }
 
 /// A suite whose description was read and checked; the lines are read task by task.
@@ -173,6 +178,9 @@ impl Task {
     }
 }
 
+/// What some editors put in front of a text.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 /// Reads a file of examples, one JSON object a line; blank lines are passed over.
 pub(crate) fn read_lines(path: &Path) -> Result<Vec<Line>, SuiteError> {
     let read_error = |source| SuiteError::Read { path: path.to_owned(), source };
@@ -184,8 +192,12 @@ pub(crate) fn read_lines(path: &Path) -> Result<Vec<Line>, SuiteError> {
         if reader.read_until(b'\n', &mut bytes).map_err(read_error)? == 0 {
             break;
         }
-        if !bytes.iter().all(u8::is_ascii_whitespace) {
-            lines.push(parse_line(&bytes, path, line)?);
+        let text = match line {
+            1 => bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&bytes),
+            _ => &bytes,
+        };
+        if !text.iter().all(u8::is_ascii_whitespace) {
+            lines.push(parse_line(text, path, line)?);
         }
     }
     if lines.is_empty() {
@@ -195,14 +207,19 @@ pub(crate) fn read_lines(path: &Path) -> Result<Vec<Line>, SuiteError> {
 }
 
 fn parse_line(bytes: &[u8], path: &Path, line: usize) -> Result<Line, SuiteError> {
-    let example: Line =
-        serde_json::from_slice(bytes).map_err(|source| SuiteError::Line { path: path.to_owned(), line, source })?;
+    let not_an_example = |error: serde_json::Error| {
+        // The file has lines, for the parser there is one.
+        let (text, column) = (error.to_string(), error.column());
+        let fault = text.rsplit_once(" at line ").map_or(text.as_str(), |(fault, _)| fault).to_owned();
+        SuiteError::Line { path: path.to_owned(), line, column, fault }
+    };
+    let example: Line = serde_json::from_slice(bytes).map_err(not_an_example)?;
     for (field, text) in [("prompt", &example.prompt), ("answer", &example.answer)] {
         if text.trim().is_empty() {
             return Err(SuiteError::Empty { path: path.to_owned(), line, field });
         }
     }
-    Ok(example)
+    Ok(Line { number: line, ..example })
 }
 
 impl Metric {
@@ -284,7 +301,18 @@ mod tests {
     fn a_line_that_is_no_json_is_named_with_its_number() {
         let folder = suite_folder(MANIFEST, b"{\"prompt\": \"p\", \"answer\": \"a\"}\n\n{oops\n");
         let error = Suite::open(folder.path()).expect("a suite").tasks[0].read(Split::Test).expect_err("a bad line");
-        assert!(matches!(error, SuiteError::Line { line: 3, .. }), "{error}");
+        assert!(matches!(error, SuiteError::Line { line: 3, column: 2, .. }), "{error}");
+        assert!(error.to_string().ends_with("line 3, column 2: not an example: key must be a string"), "{error}");
+    }
+
+    #[test]
+    fn a_mark_of_byte_order_and_keys_of_others_are_passed_over() {
+        let lines =
+            "\u{feff}{\"prompt\": \"p\", \"answer\": \"a\", \"id\": 5}\r\n\r\n{\"prompt\": \"q\", \"answer\": \"b\"}";
+        let folder = suite_folder(MANIFEST, lines.as_bytes());
+        let lines = Suite::open(folder.path()).expect("a suite").tasks[0].read(Split::Test).expect("two lines");
+        let line = |prompt: &str, answer: &str, number| Line { prompt: prompt.into(), answer: answer.into(), number };
+        assert_eq!(lines, [line("p", "a", 1), line("q", "b", 3)]);
     }
 
     #[test]

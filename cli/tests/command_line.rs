@@ -287,13 +287,19 @@ fn a_bad_model_file_is_named() {
 fn a_bad_example_is_named_with_file_and_line() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = folder.path().join("store");
-    for (line, what) in [("{oops", "not an example"), ("{\"prompt\": \"p\", \"answer\": \"\"}", "`answer` is empty")] {
+    let long = format!("{{\"prompt\": \"{}\", \"answer\": \"a\"}}", "word ".repeat(2000));
+    for (line, what) in [
+        ("{oops", "not an example"),
+        ("{\"prompt\": \"p\", \"answer\": \"\"}", "`answer` is empty"),
+        (&long, "6004 tokens, the limit is 4096"),
+    ] {
         let file = folder.path().join("bad.jsonl");
         std::fs::write(&file, format!("{{\"prompt\": \"p\", \"answer\": \"a\"}}\n{line}\n")).expect("a file");
         let (kind, message) = failed(&["learn", "-m", MODEL, "--store", path(&store), path(&file)]);
         assert_eq!(kind, "suite");
         assert!(message.contains("bad.jsonl, line 2") && message.contains(what), "{message}");
-        assert!(!store.exists(), "a bad file makes no store");
+        let stored = store.exists().then(|| done(&["store", "stat", path(&store)], "")["records"].clone());
+        assert!(stored.is_none_or(|records| records == 0), "nothing of a bad file is stored");
     }
 }
 

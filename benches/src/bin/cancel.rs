@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use clap::Parser;
 use mynah::learn::{LearnError, Method, Sequential};
-use mynah_benches::model::{self, ModelArgs, PrecisionArgs, random_ids, stories260k};
-use mynah_benches::report::{self, OutputArgs, Report};
+use mynah_benches::arguments::StepArgs;
+use mynah_benches::model::{self, random_ids};
+use mynah_benches::report::{self, Report};
 use mynah_benches::spread::quantile;
 use mynah_benches::steps::{Learning, Rows};
 use mynah_models::{ComputeError, Model, Stop};
@@ -20,9 +21,7 @@ use serde::Serialize;
 #[derive(Debug, Parser)]
 struct Arguments {
     #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
-    precision: PrecisionArgs,
+    step: StepArgs,
     /// Sequences of the step
     #[arg(long, default_value_t = 4)]
     rows: usize,
@@ -32,17 +31,9 @@ struct Arguments {
     /// Cancels
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..))]
     cancels: u16,
-    /// Threads that compute
-    #[arg(long, default_value_t = 2)]
-    threads: usize,
     /// The seed of the moments
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Try the program itself in seconds, on a tiny model
-    #[arg(long)]
-    smoke: bool,
-    #[command(flatten)]
-    output: OutputArgs,
 }
 
 /// From cancel to return, in 99 of 100 cases.
@@ -73,13 +64,11 @@ fn main() -> ExitCode {
 
 fn run() -> anyhow::Result<()> {
     let mut arguments = Arguments::parse();
-    let report = Report::start("cancel", arguments.output);
-    if arguments.smoke {
+    if arguments.step.smoke {
         (arguments.tokens, arguments.cancels) = (128, 5);
     }
-    let file = if arguments.smoke { stories260k() } else { arguments.model.file()? };
-    model::start_threads(arguments.threads)?;
-    let model = model::load(&file, &arguments.precision.device())?;
+    let (report, file) = arguments.step.start("cancel")?;
+    let model = model::load(&file, &arguments.step.precision.device())?;
     let outcome = measure(&arguments, &model, &report)?;
     report.finish(&outcome, || text(&outcome))
 }
@@ -111,8 +100,8 @@ fn measure(arguments: &Arguments, model: &Model, report: &Report) -> anyhow::Res
     Ok(Outcome {
         rows: arguments.rows,
         tokens: arguments.tokens,
-        threads: arguments.threads,
-        precision: arguments.precision.name(),
+        threads: arguments.step.threads,
+        precision: arguments.step.precision.name(),
         seed: arguments.seed,
         step_seconds,
         cancels: latencies.len(),

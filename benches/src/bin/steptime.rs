@@ -10,8 +10,9 @@ use mynah::example::ExampleId;
 use mynah::learn::{Examples, Ilora, Method, Sequential};
 use mynah::session::{Interaction, LearnRequest, PromptFormat};
 use mynah::{Budget, Session};
-use mynah_benches::model::{self, ModelArgs, PrecisionArgs, stories260k};
-use mynah_benches::report::{self, OutputArgs, Report, table};
+use mynah_benches::arguments::StepArgs;
+use mynah_benches::model;
+use mynah_benches::report::{self, Report, table};
 use mynah_benches::spread::Spread;
 use mynah_benches::steps::{Learning, Rows};
 use mynah_models::Stop;
@@ -25,9 +26,7 @@ use serde::Serialize;
 #[derive(Debug, Parser)]
 struct Arguments {
     #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
-    precision: PrecisionArgs,
+    step: StepArgs,
     /// Records of the small store
     #[arg(long, default_value_t = 10)]
     few: usize,
@@ -37,17 +36,9 @@ struct Arguments {
     /// Pairs of steps
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
     pairs: u16,
-    /// Threads that compute
-    #[arg(long, default_value_t = 2)]
-    threads: usize,
     /// Where stores are made for the time of the measurement
     #[arg(long, value_name = "DIR", default_value = ".")]
     folder: std::path::PathBuf,
-    /// Try the program itself in seconds, on a tiny model
-    #[arg(long)]
-    smoke: bool,
-    #[command(flatten)]
-    output: OutputArgs,
 }
 
 /// New examples of a step.
@@ -89,15 +80,13 @@ fn main() -> ExitCode {
 
 fn run() -> anyhow::Result<()> {
     let mut arguments = Arguments::parse();
-    let report = Report::start("steptime", arguments.output);
-    if arguments.smoke {
+    if arguments.step.smoke {
         (arguments.many, arguments.pairs) = (200, 2);
     }
-    let file = if arguments.smoke { stories260k() } else { arguments.model.file()? };
-    model::start_threads(arguments.threads)?;
+    let (report, file) = arguments.step.start("steptime")?;
     let (few_seconds, many_seconds) = store_steps(&arguments, &file, &report)?;
     let mut ilora = Vec::new();
-    let model = model::load(&file, &arguments.precision.device())?;
+    let model = model::load(&file, &arguments.step.precision.device())?;
     for (rows, tokens) in [(1, 128), (4, 128)] {
         report.note(&format!("I-LoRA and plain LoRA, {rows}x{tokens}"));
         let new = Rows::random(&model, rows, tokens, 0);
@@ -124,8 +113,8 @@ fn run() -> anyhow::Result<()> {
         });
     }
     let outcome = Outcome {
-        threads: arguments.threads,
-        precision: arguments.precision.name(),
+        threads: arguments.step.threads,
+        precision: arguments.step.precision.name(),
         pairs: arguments.pairs,
         few: arguments.few,
         many: arguments.many,
@@ -163,7 +152,7 @@ struct Taught {
 impl Taught {
     fn with(arguments: &Arguments, records: usize, file: &Path, store: &Path, report: &Report) -> anyhow::Result<Self> {
         report.note(&format!("a store of {records} records"));
-        let mut session = Session::builder(file).store(store).precision(arguments.precision.precision()).open()?;
+        let mut session = Session::builder(file).store(store).precision(arguments.step.precision.precision()).open()?;
         let mut ids = Vec::new();
         for first in (0..records).step_by(FILL) {
             let interactions: Vec<Interaction> = (first..records.min(first + FILL)).map(interaction).collect();

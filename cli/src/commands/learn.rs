@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mynah::Budget;
 use mynah::learn::Examples;
 use mynah::session::{Interaction, LearnRequest, PromptFormat};
+use mynah::{Budget, SessionError};
 use serde::Serialize;
 
 use crate::error::CliError;
@@ -14,7 +14,7 @@ use crate::open::{self, ModelArg};
 use crate::options::Options;
 use crate::output::Output;
 use crate::probe_view::ProbeView;
-use crate::suite::{self, Suite, Task};
+use crate::suite::{self, Suite, SuiteError, Task};
 
 /// Learn a file of examples, and keep what was learned in a store.
 ///
@@ -83,17 +83,22 @@ pub(crate) fn run(args: &LearnArgs, options: &Options, output: Output) -> Result
     let format =
         if args.chat { PromptFormat::Chat } else { PromptFormat::Raw { join: join_of(args, suite_task.as_ref()) } };
     let interactions: Vec<Interaction> = lines
-        .into_iter()
+        .iter()
         .map(|line| Interaction {
-            prompt: line.prompt,
-            answer: line.answer,
+            prompt: line.prompt.clone(),
+            answer: line.answer.clone(),
             format: format.clone(),
             task: task.clone(),
         })
         .collect();
     let builder = open::builder(&args.model.model, options)?.store(&args.store);
     let mut session = open::open(args.method.apply(&args.lora, builder))?;
-    let ids = session.observe_batch(&interactions)?;
+    let ids = session.observe_batch(&interactions).map_err(|error| match error {
+        SessionError::Interaction { position, source } => {
+            SuiteError::Unlearnable { path: args.file.clone(), line: lines[position].number, source }.into()
+        }
+        error => CliError::from(error),
+    })?;
     let request = LearnRequest { examples: Examples::These(ids), steps: args.steps, ..args.method.request() };
     let budget = match args.minutes {
         Some(time) => Budget::time(time),

@@ -24,6 +24,15 @@ pub enum SessionError {
     /// A text or an interaction cannot be put into tokens.
     #[error(transparent)]
     Wording(#[from] WordingError),
+    /// One of several interactions cannot be put into tokens.
+    #[error("interaction {position} of the batch")]
+    Interaction {
+        /// Its place in the batch, from 0.
+        position: usize,
+        /// What is wrong with it.
+        #[source]
+        source: WordingError,
+    },
     /// An adapter cannot be made, read or written.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
@@ -80,7 +89,7 @@ impl SessionError {
         match self {
             Self::Load(_) => "load",
             Self::Tokenizer(_) => "tokenizer",
-            Self::Wording(_) => "wording",
+            Self::Wording(_) | Self::Interaction { .. } => "wording",
             Self::Adapter(_) => "adapter",
             Self::Store(_) => "store",
             _ if self.is_cancelled() => "cancelled",

@@ -29,13 +29,16 @@ impl Session {
     /// given. So a batch that was interrupted can be handed in once more.
     ///
     /// # Errors
-    /// As [`Session::observe`], and then none is stored; if the medium fails, some may be, in order.
+    /// [`SessionError::Interaction`] names one that [`Session::observe`] would refuse, and then none is stored. If the medium
+    /// fails, some may be, in order.
     pub fn observe_batch(&mut self, interactions: &[Interaction]) -> Result<Vec<ExampleId>, SessionError> {
         let _busy = self.control.begin(Phase::Observing, interactions.len() as u64);
         let time_unix_s = now_unix_s();
         let mut examples = Vec::with_capacity(interactions.len());
         for interaction in interactions {
-            examples.push(self.example(interaction, time_unix_s)?);
+            let position = examples.len();
+            let example = self.example(interaction, time_unix_s);
+            examples.push(example.map_err(|source| SessionError::Interaction { position, source })?);
             self.control.set_done(examples.len() as u64);
         }
         self.store_new(examples)
@@ -73,11 +76,11 @@ impl Session {
         Ok(self.ledger.append(&scored)?)
     }
 
-    fn example(&self, interaction: &Interaction, time_unix_s: u64) -> Result<Example, SessionError> {
+    fn example(&self, interaction: &Interaction, time_unix_s: u64) -> Result<Example, WordingError> {
         let example = self.wording.example(interaction, time_unix_s)?;
         let limit = self.model.config().max_position_embeddings;
         match example.tokens().len() {
-            tokens if tokens > limit => Err(WordingError::from(ExampleError::TooLong { tokens, limit }).into()),
+            tokens if tokens > limit => Err(ExampleError::TooLong { tokens, limit }.into()),
             _ => Ok(example),
         }
     }
