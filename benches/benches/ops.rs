@@ -1,6 +1,6 @@
 //! Criterion benches of each operation of a training step and of decoding, in SmolLM2's shapes.
 //!
-//! `cargo bench -p mynah-benches --features criterion`; `-- --save-baseline NAME` and `-- --baseline NAME` compare two states.
+//! `cargo bench -p mynah-benches --features criterion --bench ops`; `-- --save-baseline NAME` and `-- --baseline NAME` compare two states.
 
 use std::time::Duration;
 
