@@ -215,6 +215,7 @@ impl<M: Medium> ReplayLog<M> {
         for &id in batch.removed {
             self.drop_record(id);
         }
+        self.unnoted.retain(|id| batch.removed.binary_search(id).is_err());
         self.next_id = batch.first_id + u64::from(batch.span);
         self.end_id = self.next_id;
     }

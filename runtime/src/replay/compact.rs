@@ -19,6 +19,7 @@ use super::frame::{Opened, StoredFrame};
 use super::log::{ReplayLog, item};
 use super::recover::{Segment, Slot};
 use super::repair::repair_frame;
+use super::route::Place;
 use super::score::Score;
 use super::seal::Sealer;
 use super::segment::{FORMAT_VERSION, FrameHeader, Moved, SEGMENT_HEADER_BYTES, SegmentHeader};
@@ -149,6 +150,15 @@ impl<M: Medium> ReplayLog<M> {
 
     /// Drops records by rewriting their segments without them: for a log without room for a note of their removal.
     pub(super) fn remove_by_compaction(&mut self, ids: &[u64]) -> Result<(), ReplayError<M::Error>> {
+        let done = self.rewrite_without(ids);
+        if !self.medium.is_write_through() {
+            self.unnoted.extend(ids.iter().filter(|&&id| self.index.get(id).is_none()));
+            self.unnoted.sort_unstable();
+        }
+        done
+    }
+
+    fn rewrite_without(&mut self, ids: &[u64]) -> Result<(), ReplayError<M::Error>> {
         let mut report = CompactReport::default();
         for &id in ids {
             if self.index.get(id).is_some() {
@@ -344,8 +354,11 @@ impl<M: Medium> ReplayLog<M> {
             let segment_until = self.until_id(at);
             let gathered = self.gather(at, ids.end, how.omitted)?;
             let items = items_of(&gathered.events);
-            let packed = self.pack(&gathered.events, &items);
-            let (until_id, end_chain) = gathered.end_after(packed.events);
+            let mut packed = self.pack(&gathered.events, &items);
+            while packed.events > 0 && self.has_loose_end(&gathered.end_after(packed.events)) {
+                packed = self.pack(&gathered.events[..packed.events - 1], &items);
+            }
+            let Place { id: until_id, chain: end_chain } = gathered.end_after(packed.events);
             if until_id < segment_until {
                 is_all = false;
                 from_id = segment_until;
@@ -364,6 +377,12 @@ impl<M: Medium> ReplayLog<M> {
             from_id = until_id;
         }
         Ok(is_all)
+    }
+
+    /// Whether a segment that was cut off would follow a copy that ends here, and bring back what was lost.
+    fn has_loose_end(&self, end: &Place) -> bool {
+        let Place { id, chain } = *end;
+        self.loose_ends.iter().any(|loose| loose.chain == chain && loose.id == id)
     }
 
     /// Reads what is live from the segment at this position on, about two segments' worth, up to `until_id`.
@@ -438,14 +457,7 @@ impl<M: Medium> ReplayLog<M> {
                     gathered.events.push(Event { id, example: Some((example, score, replays)), removed: Vec::new() });
                 }
             }
-            match gathered.events.get_mut(first_event) {
-                _ if removed.is_empty() => {}
-                Some(event) => event.removed = removed,
-                None => {
-                    let id = frame.first_id.max(segment.from_id);
-                    gathered.events.push(Event { id, example: None, removed });
-                }
-            }
+            gathered.place_removals(first_event, &removed, end_id);
         }
         Ok(())
     }
@@ -454,7 +466,7 @@ impl<M: Medium> ReplayLog<M> {
     /// was there when the log was opened does without it.
     fn drop_needless_removals(&mut self, events: &mut Vec<Event>) -> Result<(), ReplayError<M::Error>> {
         let is_write_through = self.medium.is_write_through();
-        let has_remains = self.slots.contains(&Slot::Remains);
+        let has_remains = self.slots.iter().any(|slot| matches!(slot, Slot::Remains | Slot::Orphan));
         if has_remains || self.has_stale && !is_write_through {
             return Ok(());
         }
@@ -660,6 +672,9 @@ impl<M: Medium> ReplayLog<M> {
             let (start, body) = (frame.at as usize, frame.at as usize + head.encode().len());
             image[start..body].copy_from_slice(&head.encode());
             image[body..body + payload.len()].copy_from_slice(&payload);
+            if frame.at == SEGMENT_HEADER_BYTES as u32 {
+                header.first_crc = head.crc;
+            }
             link = head.crc;
         }
         header.moved = Some(Moved { until_id, chain: end_chain, last_crc: link });
@@ -733,17 +748,32 @@ impl<M: Medium> ReplayLog<M> {
 }
 
 impl Gathered {
+    /// Puts the removals of a frame that ends at `end_id` with the first of its events behind the removed record: not before
+    /// it, where they would hit another record if the log was cut between and its id given out again.
+    fn place_removals(&mut self, first_event: usize, removed: &[u64], end_id: u64) {
+        for &id in removed {
+            let events = &mut self.events[first_event..];
+            let behind = events.partition_point(|event| event.id <= id);
+            // No writer notes a removal before the record, but an image can.
+            let last = events.len().checked_sub(1).filter(|&last| events[last].id + 1 >= end_id);
+            match events.get_mut(last.map_or(behind, |last| last.min(behind))) {
+                Some(event) => event.removed.push(id),
+                None => self.events.push(Event { id: end_id - 1, example: None, removed: alloc::vec![id] }),
+            }
+        }
+    }
+
     /// Where a copy of the first `count` events ends, and what the log links to there.
-    fn end_after(&self, count: usize) -> (u64, u32) {
+    fn end_after(&self, count: usize) -> Place {
         let Some(next) = self.events.get(count) else {
-            return (self.until_id, self.end_chain);
+            return Place { id: self.until_id, chain: self.end_chain };
         };
         let mark = self.marks.partition_point(|mark| mark.first_id <= next.id).checked_sub(1);
         let chain = mark.map(|at| &self.marks[at]).map_or(self.end_chain, |mark| match mark.first_id == next.id {
             true => mark.before,
             false => mark.crc,
         });
-        (next.id, chain)
+        Place { id: next.id, chain }
     }
 }
 

@@ -14,6 +14,7 @@ use super::index::{Entry, Index, Listed, TaskCount};
 use super::record::{Record, RecordError};
 use super::recover::{Active, Scan, SeenFrame, Segment, Slot, scan};
 use super::repair::repair_frame;
+use super::route::Place;
 use super::score::Score;
 use super::seal::Sealer;
 use super::segment::{FRAME_HEADER_BYTES, Geometry};
@@ -68,8 +69,13 @@ pub struct ReplayLog<M> {
     pub(super) last_sequence: u64,
     /// Segments up to this sequence were there when the log was opened, so they have survived a cut if there was one.
     pub(super) durable_sequence: u64,
-    /// When the log was opened, segments were on the medium that others had replaced.
+    /// When the log was opened, frames were on the medium that are not part of it.
     pub(super) has_stale: bool,
+    /// Where segments that were cut off would join the log.
+    pub(super) loose_ends: Vec<Place>,
+    /// Records that are gone although no note in the log says so, ascending. They could come back behind a sync that lies,
+    /// so the next thing that is written is a note of their removal.
+    pub(super) unnoted: Vec<u64>,
     pub(super) used_bytes: u64,
     /// A write failed, so what is on the medium is unknown until it is scanned again.
     pub(super) is_dead: bool,
@@ -111,6 +117,16 @@ impl<M: Medium> ReplayLog<M> {
         for dropped in &scan.dropped {
             log::warn!("replay log: {dropped}");
         }
+        let mut unnoted = scan.rival_ids;
+        unnoted.retain(|&id| found.index.get(id).is_none());
+        if !unnoted.is_empty() {
+            let mut noted = Vec::new();
+            self::scan(&mut medium, &geometry, &config.tokenizer_digest, sealer.as_ref(), &mut |frame| {
+                noted.extend(frame.heads.removed.iter().filter(|id| unnoted.binary_search(id).is_ok()));
+            })?;
+            noted.sort_unstable();
+            unnoted.retain(|id| noted.binary_search(id).is_err());
+        }
         let report = RecoveryReport {
             records: found.index.len() as u64,
             frames: scan.frames,
@@ -137,6 +153,8 @@ impl<M: Medium> ReplayLog<M> {
             last_sequence: scan.last_sequence,
             durable_sequence: scan.last_sequence,
             has_stale: scan.has_stale,
+            loose_ends: scan.loose_ends,
+            unnoted,
             used_bytes: scan.used_bytes,
             is_dead: false,
             staged: Staged::default(),
@@ -174,6 +192,7 @@ impl<M: Medium> ReplayLog<M> {
         &mut self,
         examples: impl ExactSizeIterator<Item = (&'a Example, Score)>,
     ) -> Result<Vec<ExampleId>, ReplayError<M::Error>> {
+        self.note_removals()?;
         let first = self.next_id().0;
         let end = first.checked_add(examples.len() as u64).ok_or(ReplayError::IdsExhausted)?;
         let items = examples.zip(first..).map(|((example, score), id)| item(id, example, score)).collect();
@@ -181,7 +200,8 @@ impl<M: Medium> ReplayLog<M> {
         Ok((first..end).map(ExampleId).collect())
     }
 
-    /// Takes an example in without writing it yet, and without touching the allocator unless that makes it flush.
+    /// Takes an example in without writing it yet, and without touching the allocator unless that makes it flush, or a
+    /// recovery left notes of removals to be written first.
     ///
     /// The example has an id, can be read, found by content and removed, and is listed once it is flushed. **Until then a
     /// power cut loses it.** The buffer holds 4 KiB, some forty short examples; it is flushed when the next one does not
@@ -204,6 +224,7 @@ impl<M: Medium> ReplayLog<M> {
 
     fn stage_with(&mut self, example: &Example, score: Score) -> Result<ExampleId, ReplayError<M::Error>> {
         self.check_alive()?;
+        self.note_removals()?;
         let id = self.next_id();
         let limit_bytes = TOKEN_LIMIT_BYTES * example.tokens().len() + HEAD_LIMIT_BYTES;
         let surely_fits = limit_bytes <= self.geometry.payload_limit_bytes() as usize;
@@ -223,8 +244,21 @@ impl<M: Medium> ReplayLog<M> {
     /// # Errors
     /// As [`ReplayLog::append`]; what was staged stays staged.
     pub fn flush(&mut self) -> Result<(), ReplayError<M::Error>> {
-        let end = self.next_id().0;
-        self.commit_with_staged(Vec::new(), end, &[])
+        self.commit_with_staged(Vec::new(), self.staged_end(), &[])
+    }
+
+    /// Stores what is staged, then notes of the removals that have none, so that what is stored next depends on them.
+    fn note_removals(&mut self) -> Result<(), ReplayError<M::Error>> {
+        if self.unnoted.is_empty() {
+            return Ok(());
+        }
+        let unnoted = self.unnoted.clone();
+        self.commit_with_staged(Vec::new(), self.staged_end(), &unnoted)
+    }
+
+    /// The id after the last one that was given out.
+    fn staged_end(&self) -> u64 {
+        self.next_id + self.staged.given()
     }
 
     /// Stores what is staged, then `items`, then the removal of `removed`.
@@ -289,8 +323,9 @@ impl<M: Medium> ReplayLog<M> {
         }
         stored.sort_unstable();
         stored.dedup();
-        let items_end = self.next_id().0;
-        match self.commit_with_staged(Vec::new(), items_end, &stored) {
+        let mut noted = [&stored[..], &self.unnoted].concat();
+        noted.sort_unstable();
+        match self.commit_with_staged(Vec::new(), self.staged_end(), &noted) {
             Err(ReplayError::Full { .. }) => self.remove_by_compaction(&stored),
             done => done,
         }
@@ -454,7 +489,7 @@ impl<M: Medium> ReplayLog<M> {
 
     /// The id the next record will get. Above every id ever acknowledged.
     pub fn next_id(&self) -> ExampleId {
-        ExampleId(self.next_id + self.staged.given())
+        ExampleId(self.staged_end().saturating_add(self.unnoted.len() as u64))
     }
 
     /// The places of all segments, by offset.

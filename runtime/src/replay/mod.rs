@@ -14,6 +14,7 @@ mod policy;
 mod record;
 mod recover;
 mod repair;
+mod route;
 mod score;
 mod seal;
 mod segment;

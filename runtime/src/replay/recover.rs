@@ -8,18 +8,18 @@
 //! lied or flash decayed, the log is cut, and what follows is kept out of it. One flipped bit in a frame or a header is
 //! put right first (see `repair.rs`).
 
-use alloc::borrow::Cow;
 use alloc::vec;
 use alloc::vec::Vec;
 
 use super::batch::Heads;
 use super::error::{DropReason, Dropped, ReplayError};
 use super::frame::{Opened, open_payload};
-use super::repair::{is_repaired, repair_frame, repair_header};
+use super::repair::{is_repaired, repair_header};
+use super::route::{Found, Head, Joint, Loader, Place, Route};
 use super::seal::Sealer;
 use super::segment::{
-    FORMAT_VERSION, FRAME_HEADER_BYTES, FrameHeader, Geometry, HeaderState, SEGMENT_HEADER_BYTES, SegmentHeader,
-    SegmentSeal, hidden_end_id, is_erased, parse_wear_word,
+    FORMAT_VERSION, FRAME_HEADER_BYTES, Geometry, HeaderState, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentSeal,
+    hidden_end_id, is_erased, parse_wear_word,
 };
 use crate::storage::Medium;
 
@@ -104,8 +104,13 @@ pub(crate) struct Scan {
     /// CRC of the last frame.
     pub(crate) chain: u32,
     pub(crate) last_sequence: u64,
-    /// Segments that a compaction replaced, but did not erase, were found.
+    /// Frames stand outside the log: of segments that a compaction replaced but did not erase, or that were cut off.
     pub(crate) has_stale: bool,
+    /// Ids of all examples in segments that are, or might have been, on the log's way, where there were several ways.
+    /// Ascending, below `end_id`.
+    pub(crate) rival_ids: Vec<u64>,
+    /// Where segments that no way leads to would join the log.
+    pub(crate) loose_ends: Vec<Place>,
     pub(crate) frames: u64,
     /// Headers and frames, without unused ends of segments.
     pub(crate) used_bytes: u64,
@@ -121,76 +126,17 @@ pub(crate) fn scan<M: Medium>(
     sealer: Option<&Sealer>,
     seen: &mut dyn FnMut(SeenFrame<'_>),
 ) -> Result<Scan, ReplayError<M::Error>> {
-    let mut walk = Walk {
-        medium,
-        geometry,
-        sealer,
-        seen,
-        scan: Scan {
-            slots: vec![Slot::Erased; geometry.segments as usize],
-            wear: vec![None; geometry.segments as usize],
-            segments: Vec::new(),
-            active: None,
-            end_id: 1,
-            next_id: 1,
-            chain: 0,
-            last_sequence: 0,
-            has_stale: false,
-            frames: 0,
-            used_bytes: 0,
-            read_bytes: 0,
-            dropped: Vec::new(),
-        },
-        loaded: Vec::new(),
-        loaded_slot: None,
-        broken: Vec::new(),
-        hole: None,
-        active_next_id: 1,
-    };
-    let mut heads = walk.read_headers(tokenizer_digest)?;
+    let mut loader = Loader::new(medium, geometry);
+    let mut view = View::new(geometry, sealer, seen);
+    let heads = read_headers(&mut loader, &mut view, tokenizer_digest)?;
+    let mut walk = Walk { loader, route: Route::new(geometry, heads), view };
     walk.read_broken_slots()?;
-    set_limits(&mut heads);
-    while let Some((at, joint)) = walk.next_segment(&heads)? {
-        heads[at].is_done = true;
-        walk.read_segment(&heads, at, &joint)?;
-    }
-    walk.leave_behind(&heads)?;
-    walk.keep_lost_ids();
-    Ok(walk.scan)
-}
-
-/// A segment with a sound header.
-struct Head {
-    slot: u32,
-    header: SegmentHeader,
-    /// A flipped bit of it was put right.
-    is_repaired: bool,
-    /// A later segment ends the log here, so nothing of this one from this id on is part of it.
-    limit_id: u64,
-    /// It is part of the log.
-    is_done: bool,
-}
-
-impl Head {
-    fn is_void(&self) -> bool {
-        let is_empty = self.header.moved.is_some_and(|moved| moved.until_id == self.header.first_id);
-        // A copy of nothing ends where its first frame would be.
-        self.header.first_id > self.limit_id || self.header.first_id == self.limit_id && !is_empty
-    }
-
-    fn answers_for(&self, id: u64) -> bool {
-        let until_id = self.header.moved.map_or(u64::MAX, |moved| moved.until_id);
-        !self.is_done && !self.is_void() && (self.header.end_id..until_id.min(self.limit_id)).contains(&id)
-    }
-}
-
-/// Where the log goes on inside a segment.
-#[derive(Debug, Clone, Copy)]
-struct Joint {
-    at: usize,
-    link: u32,
-    /// First id of the frame there.
-    frame_id: u64,
+    walk.follow()?;
+    walk.leave_behind()?;
+    walk.view.keep_lost_ids();
+    walk.note_rivals()?;
+    walk.view.scan.read_bytes = walk.loader.read_bytes;
+    Ok(walk.view.scan)
 }
 
 /// A slot whose header is neither sound nor erased.
@@ -209,22 +155,12 @@ struct Hole {
     hidden_id: Option<u64>,
 }
 
-/// The frame that comes next.
-struct Found<'a> {
-    frame: FrameHeader,
-    payload: Cow<'a, [u8]>,
-    is_repaired: bool,
-}
-
-struct Walk<'a, M> {
-    medium: &'a mut M,
+/// The log as far as it was shown.
+struct View<'a> {
     geometry: &'a Geometry,
     sealer: Option<&'a Sealer>,
     seen: &'a mut dyn FnMut(SeenFrame<'_>),
     scan: Scan,
-    /// The segment last loaded.
-    loaded: Vec<u8>,
-    loaded_slot: Option<u32>,
     broken: Vec<Broken>,
     /// At the end of the segment last walked.
     hole: Option<Hole>,
@@ -232,45 +168,174 @@ struct Walk<'a, M> {
     active_next_id: u64,
 }
 
-impl<M: Medium> Walk<'_, M> {
-    /// Reads the header of every slot; returns the sound ones, newest first.
-    fn read_headers(&mut self, tokenizer_digest: &[u8; 32]) -> Result<Vec<Head>, ReplayError<M::Error>> {
-        let mut heads = Vec::new();
-        for slot in 0..self.geometry.segments {
-            let offset = self.geometry.base(slot);
-            let mut bytes = [0; SEGMENT_HEADER_BYTES];
-            self.medium.read(offset, &mut bytes).map_err(|source| reading(source, "read a segment header"))?;
-            let mut found = SegmentHeader::parse(&bytes);
-            if found == HeaderState::Broken
-                && let Some(repaired) = repair_header(&bytes)
-            {
-                found = HeaderState::Valid(repaired);
-            }
-            let state = match found {
-                HeaderState::Erased => Slot::Erased,
-                HeaderState::Broken => Slot::Remains,
-                HeaderState::Newer(found) => {
-                    return Err(ReplayError::NewerFormat { offset, found, supported: FORMAT_VERSION });
-                }
-                HeaderState::Valid(header) => {
-                    self.check_header(&header, tokenizer_digest)?;
-                    self.scan.last_sequence = self.scan.last_sequence.max(header.sequence);
-                    let is_repaired = is_repaired(&bytes, &header);
-                    heads.push(Head { slot, header, is_repaired, limit_id: u64::MAX, is_done: false });
-                    Slot::Used
-                }
-            };
-            self.scan.slots[slot as usize] = state;
-            let mut word = [0; 8];
-            let word_at = offset + self.geometry.frames_end();
-            self.medium.read(word_at, &mut word).map_err(|source| reading(source, "read an erase count"))?;
-            self.scan.wear[slot as usize] = parse_wear_word(&word);
+struct Walk<'a, M> {
+    loader: Loader<'a, M>,
+    route: Route<'a>,
+    view: View<'a>,
+}
+
+/// Reads the header of every slot; returns the sound ones.
+fn read_headers<M: Medium>(
+    loader: &mut Loader<'_, M>,
+    view: &mut View<'_>,
+    tokenizer_digest: &[u8; 32],
+) -> Result<Vec<Head>, ReplayError<M::Error>> {
+    let geometry = view.geometry;
+    let mut heads = Vec::new();
+    for slot in 0..geometry.segments {
+        let offset = geometry.base(slot);
+        let mut bytes = [0; SEGMENT_HEADER_BYTES];
+        loader.medium.read(offset, &mut bytes).map_err(|source| reading(source, "read a segment header"))?;
+        let mut found = SegmentHeader::parse(&bytes);
+        if found == HeaderState::Broken
+            && let Some(repaired) = repair_header(&bytes)
+        {
+            found = HeaderState::Valid(repaired);
         }
-        heads.sort_by_key(|head| core::cmp::Reverse((head.header.sequence, head.slot)));
-        Ok(heads)
+        let state = match found {
+            HeaderState::Erased => Slot::Erased,
+            HeaderState::Broken => Slot::Remains,
+            HeaderState::Newer(found) => {
+                return Err(ReplayError::NewerFormat { offset, found, supported: FORMAT_VERSION });
+            }
+            HeaderState::Valid(header) => {
+                view.check_header(&header, tokenizer_digest)?;
+                view.scan.last_sequence = view.scan.last_sequence.max(header.sequence);
+                heads.push(Head::new(slot, header, is_repaired(&bytes, &header)));
+                Slot::Used
+            }
+        };
+        view.scan.slots[slot as usize] = state;
+        let mut word = [0; 8];
+        let word_at = offset + geometry.frames_end();
+        loader.medium.read(word_at, &mut word).map_err(|source| reading(source, "read an erase count"))?;
+        view.scan.wear[slot as usize] = parse_wear_word(&word);
+    }
+    Ok(heads)
+}
+
+impl<M: Medium> Walk<'_, M> {
+    /// Looks for whole frames under headers that are not sound.
+    fn read_broken_slots(&mut self) -> Result<(), ReplayError<M::Error>> {
+        for slot in 0..self.view.geometry.segments {
+            if self.view.scan.slots[slot as usize] == Slot::Remains {
+                let bytes = self.loader.load(slot)?;
+                let end_id = hidden_end_id(bytes, self.view.geometry);
+                self.view.broken.push(Broken { slot, bytes: written_bytes(bytes), end_id });
+            }
+        }
+        Ok(())
     }
 
-    fn check_header(&self, header: &SegmentHeader, tokenizer_digest: &[u8; 32]) -> Result<(), ReplayError<M::Error>> {
+    /// Shows the log, segment by segment.
+    fn follow(&mut self) -> Result<(), ReplayError<M::Error>> {
+        let Self { loader, route, view } = self;
+        loop {
+            let steps = route.next(loader, view.place())?;
+            if steps.is_empty() {
+                break;
+            }
+            for step in steps {
+                if step.from != view.place() {
+                    // The medium reads differently each time.
+                    break;
+                }
+                route.heads[step.head].is_done = true;
+                let head = &route.heads[step.head];
+                view.read_segment(route, head, loader.load(head.slot)?, &step.joint);
+            }
+        }
+        if let Some(head) = route.unlinked(view.scan.end_id) {
+            view.drop(view.geometry.base(head.slot), 0, Some(0), DropReason::Unlinked);
+        }
+        Ok(())
+    }
+
+    /// What stands on the medium and is not part of the log: replaced by a compaction, cut off before, or cut off now.
+    fn leave_behind(&mut self) -> Result<(), ReplayError<M::Error>> {
+        let Self { loader, route, view } = self;
+        let end_id = view.scan.end_id;
+        // Oldest first, as the records in them were stored.
+        for head in route.heads.iter().rev().filter(|head| !head.is_done) {
+            view.scan.has_stale = true;
+            if !head.is_rival {
+                view.scan.loose_ends.push(Place { id: head.header.end_id, chain: head.header.chain });
+            }
+            if head.is_void() {
+                view.scan.slots[head.slot as usize] = Slot::Orphan;
+                continue;
+            }
+            let segment = loader.load(head.slot)?;
+            let base = view.geometry.base(head.slot);
+            let bytes = written_bytes(segment);
+            let hidden = hidden_end_id(segment, view.geometry).unwrap_or(0).max(head.header.first_id);
+            if hidden <= end_id {
+                view.scan.slots[head.slot as usize] = Slot::Remains;
+                view.drop(base, bytes, Some(0), DropReason::TornCompaction);
+                continue;
+            }
+            if let Some(hole) = view.hole.take() {
+                view.lose_until(hole.hidden_id.unwrap_or(0), hole.offset, hole.bytes);
+            }
+            view.lose_until(hidden, base, bytes);
+            view.scan.slots[head.slot as usize] = Slot::Orphan;
+            view.scan.active = None;
+        }
+        view.end();
+        Ok(())
+    }
+
+    /// Lists what the segments on all ways hold, where there were several.
+    fn note_rivals(&mut self) -> Result<(), ReplayError<M::Error>> {
+        let Self { loader, route, view } = self;
+        for head in route.heads.iter().filter(|head| head.is_rival) {
+            let segment = loader.load(head.slot)?;
+            let mut joint = head.first_joint();
+            while let Some((found, behind)) = route.next_frame(segment, head, &joint) {
+                let opened = view.open(&head.header, &found);
+                let heads = opened.as_ref().and_then(Opened::heads);
+                let ids = heads.iter().flat_map(|(heads, _)| heads.examples.iter().map(|head| head.id));
+                view.scan.rival_ids.extend(ids.filter(|&id| id < view.scan.end_id));
+                joint = behind;
+            }
+        }
+        view.scan.rival_ids.sort_unstable();
+        view.scan.rival_ids.dedup();
+        Ok(())
+    }
+}
+
+impl<'a> View<'a> {
+    fn new(geometry: &'a Geometry, sealer: Option<&'a Sealer>, seen: &'a mut dyn FnMut(SeenFrame<'_>)) -> Self {
+        let scan = Scan {
+            slots: vec![Slot::Erased; geometry.segments as usize],
+            wear: vec![None; geometry.segments as usize],
+            segments: Vec::new(),
+            active: None,
+            end_id: 1,
+            next_id: 1,
+            chain: 0,
+            last_sequence: 0,
+            has_stale: false,
+            rival_ids: Vec::new(),
+            loose_ends: Vec::new(),
+            frames: 0,
+            used_bytes: 0,
+            read_bytes: 0,
+            dropped: Vec::new(),
+        };
+        Self { geometry, sealer, seen, scan, broken: Vec::new(), hole: None, active_next_id: 1 }
+    }
+
+    fn place(&self) -> Place {
+        Place { id: self.scan.end_id, chain: self.scan.chain }
+    }
+
+    fn check_header<E: core::error::Error + 'static>(
+        &self,
+        header: &SegmentHeader,
+        tokenizer_digest: &[u8; 32],
+    ) -> Result<(), ReplayError<E>> {
         let SegmentHeader { segment_bytes, word_bytes, .. } = *header;
         if segment_bytes != self.geometry.segment_bytes || word_bytes != self.geometry.word_bytes {
             return Err(ReplayError::OtherGeometry { segment_bytes, word_bytes });
@@ -287,96 +352,8 @@ impl<M: Medium> Walk<'_, M> {
         }
     }
 
-    /// Looks for whole frames under headers that are not sound.
-    fn read_broken_slots(&mut self) -> Result<(), ReplayError<M::Error>> {
-        for slot in 0..self.geometry.segments {
-            if self.scan.slots[slot as usize] == Slot::Remains {
-                self.load(slot)?;
-                let end_id = hidden_end_id(&self.loaded, self.geometry);
-                self.broken.push(Broken { slot, bytes: written_bytes(&self.loaded), end_id });
-            }
-        }
-        Ok(())
-    }
-
-    /// The segment that answers for the id the log goes on with, and where in it.
-    fn next_segment(&mut self, heads: &[Head]) -> Result<Option<(usize, Joint)>, ReplayError<M::Error>> {
-        let id = self.scan.end_id;
-        let candidates: Vec<usize> = (0..heads.len()).filter(|&at| heads[at].answers_for(id)).collect();
-        let is_only = candidates.len() == 1;
-        let mut unfinished = Vec::new();
-        for &at in &candidates {
-            // What it replaces is still there, so it may have been cut short.
-            if !is_only && !self.is_finished(heads, at)? {
-                unfinished.push(at);
-            } else if let Some(joint) = self.join(heads, at)? {
-                return Ok(Some((at, joint)));
-            }
-        }
-        for &at in &unfinished {
-            if let Some(joint) = self.join(heads, at)? {
-                return Ok(Some((at, joint)));
-            }
-        }
-        let starts_here = |at: &&usize| heads[**at].header.end_id == id;
-        if let Some(&at) = candidates.iter().find(starts_here) {
-            self.drop(self.geometry.base(heads[at].slot), 0, Some(0), DropReason::Unlinked);
-        }
-        Ok(None)
-    }
-
-    /// Whether a compaction wrote all of this segment; others are never finished beforehand.
-    fn is_finished(&mut self, heads: &[Head], at: usize) -> Result<bool, ReplayError<M::Error>> {
-        let header = &heads[at].header;
-        let Some(moved) = header.moved else {
-            return Ok(true);
-        };
-        let mut joint = Joint { at: header.len_bytes(), link: header.crc(), frame_id: header.first_id };
-        if header.first_id == moved.until_id {
-            return Ok(true);
-        }
-        self.load(heads[at].slot)?;
-        while joint.link != moved.last_crc {
-            let Some((frame, next)) = self.step(heads, header, &joint) else {
-                return Ok(false);
-            };
-            joint = Joint { at: next, link: frame.crc, frame_id: frame.first_id + u64::from(frame.records) };
-        }
-        Ok(joint.frame_id <= moved.until_id)
-    }
-
-    /// Where the log, as far as it was read, goes on in the segment `heads[at]`.
-    fn join(&mut self, heads: &[Head], at: usize) -> Result<Option<Joint>, ReplayError<M::Error>> {
-        let header = &heads[at].header;
-        let (id, chain) = (self.scan.end_id, self.scan.chain);
-        let mut joint = Joint { at: header.len_bytes(), link: header.crc(), frame_id: header.first_id };
-        if id <= header.first_id {
-            return Ok((header.chain == chain).then_some(joint));
-        }
-        self.load(heads[at].slot)?;
-        while let Some((frame, next)) = self.step(heads, header, &joint) {
-            let end_id = frame.first_id + u64::from(frame.records);
-            if end_id > id {
-                return Ok((frame.crc == chain).then_some(joint));
-            }
-            joint = Joint { at: next, link: frame.crc, frame_id: end_id };
-            if end_id == id {
-                return Ok((frame.crc == chain).then_some(joint));
-            }
-        }
-        Ok(None)
-    }
-
-    /// The frame at `joint` in the loaded segment, and the offset after it.
-    fn step(&self, heads: &[Head], header: &SegmentHeader, joint: &Joint) -> Option<(FrameHeader, usize)> {
-        let rest = self.loaded.get(joint.at..header.frames_end(self.geometry))?;
-        let found = self.find(rest, joint, heads, header)?;
-        Some((found.frame, joint.at + self.geometry.frame_bytes(found.frame.payload_bytes) as usize))
-    }
-
-    /// Walks the segment `heads[at]` from `joint` on.
-    fn read_segment(&mut self, heads: &[Head], at: usize, joint: &Joint) -> Result<(), ReplayError<M::Error>> {
-        let head = &heads[at];
+    /// Walks a segment from `joint` on.
+    fn read_segment(&mut self, route: &Route<'_>, head: &Head, segment: &[u8], joint: &Joint) {
         let header = &head.header;
         let base = self.geometry.base(head.slot);
         let (from_id, chain, frames) = (self.scan.end_id, self.scan.chain, self.scan.frames);
@@ -385,12 +362,11 @@ impl<M: Medium> Walk<'_, M> {
         if header.moved.is_none() && is_at_start && lost_before > 0 {
             self.drop(base, 0, Some(lost_before), DropReason::LostBefore);
         }
-        self.load(head.slot)?;
         self.scan.next_id = joint.frame_id.max(from_id);
-        let end = self.walk_frames(heads, head, joint);
-        let is_finished = self.end_moved(header, &end);
+        let end = self.walk_frames(route, head, segment, joint);
+        let is_finished = self.end_moved(head, &end);
         let is_empty = self.scan.frames == frames;
-        self.note_hole(head, end.at, is_finished);
+        self.note_hole(head, segment, end.at, is_finished);
         if head.is_repaired {
             // A start that was cut a moment before its end looks like a decayed header, but has no frames.
             let is_start = is_empty && header.moved.is_none();
@@ -416,17 +392,12 @@ impl<M: Medium> Walk<'_, M> {
             self.scan.active = Some(Active { slot: head.slot, at: end.at as u32, link: end.link });
             self.active_next_id = self.scan.next_id;
         }
-        Ok(())
     }
 
     /// After a whole segment of a compaction the log goes on where that says, which may be above its last frame.
-    fn end_moved(&mut self, header: &SegmentHeader, end: &Joint) -> bool {
-        let Some(moved) = header.moved else {
-            return true;
-        };
-        let has_frames = header.first_id < moved.until_id;
-        let is_finished = !has_frames || end.link == moved.last_crc;
-        if is_finished {
+    fn end_moved(&mut self, head: &Head, end: &Joint) -> bool {
+        let is_finished = head.is_finished_at(end);
+        if let Some(moved) = head.header.moved.filter(|_| is_finished) {
             self.scan.end_id = moved.until_id;
             self.scan.next_id = moved.until_id;
             self.scan.chain = moved.chain;
@@ -434,8 +405,8 @@ impl<M: Medium> Walk<'_, M> {
         is_finished
     }
 
-    fn note_hole(&mut self, head: &Head, at: usize, is_finished: bool) {
-        let rest = &self.loaded[at..head.header.frames_end(self.geometry)];
+    fn note_hole(&mut self, head: &Head, segment: &[u8], at: usize, is_finished: bool) {
+        let rest = &segment[at..head.header.frames_end(self.geometry)];
         let missing = head.header.moved.filter(|_| !is_finished).map(|moved| moved.until_id);
         self.hole = (!is_erased(rest) || !is_finished).then(|| Hole {
             offset: self.geometry.base(head.slot) + at as u32,
@@ -444,39 +415,12 @@ impl<M: Medium> Walk<'_, M> {
         });
     }
 
-    /// Reads the segment in `slot` into memory, unless it was the last one that was.
-    fn load(&mut self, slot: u32) -> Result<(), ReplayError<M::Error>> {
-        if self.loaded_slot == Some(slot) {
-            return Ok(());
-        }
-        self.loaded_slot = None;
-        self.loaded.resize(self.geometry.segment_bytes as usize, 0);
-        self.scan.read_bytes += self.loaded.len() as u64;
-        self.medium
-            .read(self.geometry.base(slot), &mut self.loaded)
-            .map_err(|source| reading(source, "read a segment"))?;
-        self.loaded_slot = Some(slot);
-        Ok(())
-    }
-
-    /// Follows the frames of the loaded segment; returns where they end.
-    fn walk_frames(&mut self, heads: &[Head], head: &Head, joint: &Joint) -> Joint {
-        let segment = core::mem::take(&mut self.loaded);
+    /// Follows the frames of a segment; returns where they end.
+    fn walk_frames(&mut self, route: &Route<'_>, head: &Head, segment: &[u8], joint: &Joint) -> Joint {
         let base = self.geometry.base(head.slot);
-        let frames_end = head.header.frames_end(self.geometry);
-        let until = head.header.moved.unwrap_or(super::segment::Moved { until_id: u64::MAX, chain: 0, last_crc: 0 });
         let from_id = self.scan.end_id;
         let mut end = *joint;
-        while end.frame_id < head.limit_id.min(until.until_id) {
-            if head.header.moved.is_some() && end.link == until.last_crc {
-                break;
-            }
-            let Some(found) = self.find(&segment[end.at..frames_end], &end, heads, &head.header) else {
-                break;
-            };
-            let Some(after) = found.frame.end_id().filter(|&after| after <= head.limit_id) else {
-                break;
-            };
+        while let Some((found, behind)) = route.next_frame(segment, head, &end) {
             let offset = base + end.at as u32;
             if found.is_repaired {
                 let bytes = (FRAME_HEADER_BYTES + found.payload.len()) as u32;
@@ -484,52 +428,26 @@ impl<M: Medium> Walk<'_, M> {
             }
             self.read_frame(offset, from_id, &head.header, &found);
             let filling = end.at + FRAME_HEADER_BYTES + found.payload.len();
-            let next = (end.at + self.geometry.frame_bytes(found.frame.payload_bytes) as usize).min(frames_end);
-            if !is_erased(&segment[filling..next]) {
-                let (offset, bytes) = (base + filling as u32, (next - filling) as u32);
+            if !is_erased(&segment[filling..behind.at]) {
+                let (offset, bytes) = (base + filling as u32, (behind.at - filling) as u32);
                 self.drop(offset, bytes, Some(0), DropReason::DamagedPadding);
             }
-            self.scan.end_id = after;
-            self.scan.next_id = after;
-            self.scan.chain = found.frame.crc;
+            self.scan.end_id = behind.frame_id;
+            self.scan.next_id = behind.frame_id;
+            self.scan.chain = behind.link;
             self.scan.frames += 1;
-            end = Joint { at: next, link: found.frame.crc, frame_id: after };
+            end = behind;
         }
-        self.loaded = segment;
         end
     }
 
-    /// The frame at the start of `rest`, if it is the one that comes next. One flipped bit is put right if what follows
-    /// vouches for the frame by linking to it. Nothing vouches for the last frame of the log, which may be torn.
-    fn find<'f>(&self, rest: &'f [u8], joint: &Joint, heads: &[Head], header: &SegmentHeader) -> Option<Found<'f>> {
-        let is_first = joint.at == header.len_bytes();
-        let comes_next = |frame: &FrameHeader| {
-            let is_linked = frame.first_id == joint.frame_id && frame.previous_crc == joint.link;
-            is_linked && (!is_first || header.begins_with(frame))
-        };
-        if let Some((frame, payload)) = FrameHeader::parse(rest).filter(|(frame, _)| comes_next(frame)) {
-            return Some(Found { frame, payload: Cow::Borrowed(payload), is_repaired: false });
-        }
-        if is_erased(rest.get(..FRAME_HEADER_BYTES)?) {
-            return None;
-        }
-        let mut repaired = repair_frame(rest)?;
-        let (frame, _) = FrameHeader::parse(&repaired).filter(|(frame, _)| comes_next(frame))?;
-        let follower = rest
-            .get(self.geometry.frame_bytes(frame.payload_bytes) as usize..)
-            .and_then(FrameHeader::read)
-            .map(|follower| (follower.first_id, follower.previous_crc));
-        let own = (frame.end_id()?, frame.crc);
-        let is_vouched_for = follower == Some(own)
-            || header.moved.is_some_and(|moved| moved.last_crc == frame.crc)
-            || heads.iter().any(|head| (head.header.end_id, head.header.chain) == own);
-        let payload = Cow::Owned(repaired.split_off(FRAME_HEADER_BYTES));
-        is_vouched_for.then_some(Found { frame, payload, is_repaired: true })
+    fn open<'f>(&self, header: &SegmentHeader, found: &'f Found<'_>) -> Option<Opened<'f>> {
+        open_payload(&found.frame, &found.payload, header.seal, header.sequence, self.sealer)
     }
 
     fn read_frame(&mut self, offset: u32, from_id: u64, header: &SegmentHeader, found: &Found<'_>) {
-        let Found { frame, payload, .. } = found;
-        let opened = open_payload(frame, payload, header.seal, header.sequence, self.sealer);
+        let frame = &found.frame;
+        let opened = self.open(header, found);
         let (heads, unread) = match opened.as_ref().and_then(Opened::heads) {
             Some(read) => read,
             None => return self.drop(offset, frame.payload_bytes, Some(frame.records.into()), DropReason::Undecodable),
@@ -540,32 +458,8 @@ impl<M: Medium> Walk<'_, M> {
         (self.seen)(SeenFrame { at: offset, from_id, heads });
     }
 
-    /// What stands on the medium and is not part of the log: replaced by a compaction, cut off before, or cut off now.
-    fn leave_behind(&mut self, heads: &[Head]) -> Result<(), ReplayError<M::Error>> {
-        let end_id = self.scan.end_id;
-        // Oldest first, as the records in them were stored.
-        for head in heads.iter().rev().filter(|head| !head.is_done) {
-            if head.is_void() {
-                self.scan.slots[head.slot as usize] = Slot::Orphan;
-                continue;
-            }
-            self.load(head.slot)?;
-            let base = self.geometry.base(head.slot);
-            let bytes = written_bytes(&self.loaded);
-            let hidden = hidden_end_id(&self.loaded, self.geometry).unwrap_or(0).max(head.header.first_id);
-            if hidden <= end_id {
-                self.scan.slots[head.slot as usize] = Slot::Remains;
-                self.scan.has_stale = true;
-                self.drop(base, bytes, Some(0), DropReason::TornCompaction);
-                continue;
-            }
-            if let Some(hole) = self.hole.take() {
-                self.lose_until(hole.hidden_id.unwrap_or(0), hole.offset, hole.bytes);
-            }
-            self.lose_until(hidden, base, bytes);
-            self.scan.slots[head.slot as usize] = Slot::Orphan;
-            self.scan.active = None;
-        }
+    /// Says how the log ends.
+    fn end(&mut self) {
         match self.hole.take() {
             Some(hole) => self.end_in_hole(&hole),
             // A header without frames: the next start writes another.
@@ -577,7 +471,6 @@ impl<M: Medium> Walk<'_, M> {
                 }
             }
         }
-        Ok(())
     }
 
     /// The ids up to `end_id` were given out and their records are lost.
@@ -643,17 +536,6 @@ impl<M: Medium> Walk<'_, M> {
 
     fn drop(&mut self, offset: u32, bytes: u32, records: Option<u64>, reason: DropReason) {
         self.scan.dropped.push(Dropped { offset, bytes, records, reason });
-    }
-}
-
-/// A segment that an append started ends the log before it: a recovery did that, or there was nothing behind.
-fn set_limits(heads: &mut [Head]) {
-    let mut limit_id = u64::MAX;
-    for head in heads {
-        head.limit_id = limit_id;
-        if head.header.moved.is_none() {
-            limit_id = limit_id.min(head.header.end_id);
-        }
     }
 }
 

@@ -87,8 +87,8 @@ pub(crate) struct SegmentHeader {
     /// CRC of the last frame before this segment, 0 if there is none.
     pub(crate) chain: u32,
     pub(crate) tokenizer_digest: [u8; 32],
-    /// CRC of its first frame, if an append started it: that frame and no other follows, even if all else in the header
-    /// was the same in an earlier start that was lost.
+    /// CRC of its first frame: that frame and no other follows, even if all else in the header was the same in an earlier
+    /// segment that was lost. 0 in a copy of nothing.
     pub(crate) first_crc: u32,
     pub(crate) moved: Option<Moved>,
     pub(crate) seal: Option<SegmentSeal>,
@@ -220,7 +220,7 @@ impl SegmentHeader {
 
     /// Whether `frame` may be the first of this segment.
     pub(crate) fn begins_with(&self, frame: &FrameHeader) -> bool {
-        self.version == 1 || self.moved.is_some() || self.first_crc == frame.crc
+        self.version == 1 || self.first_crc == frame.crc
     }
 
     /// Where its frames end if all of it is filled.

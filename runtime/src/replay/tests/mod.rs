@@ -5,7 +5,7 @@ mod compaction;
 mod damage;
 mod power_cut;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Compact, LogConfig, RecoveryReport, ReplayError, ReplayLog, Seal};
 use crate::example::{Example, ExampleId, mix};
@@ -54,6 +54,8 @@ enum Event {
 struct Model {
     events: Vec<Event>,
     acknowledged: usize,
+    /// Records whose removal was asked for and lost: a copy without them may be what is left of them.
+    lost_removals: BTreeSet<ExampleId>,
 }
 
 /// What is asked of the medium's sync.
@@ -62,7 +64,7 @@ enum Sync {
     Honest,
     /// It lies, so that acknowledged events may be lost, the last ones first.
     Lies,
-    /// It lies, and segments were compacted: records whose removal is lost may be gone all the same.
+    /// It lies, and segments were compacted: records whose removal was lost may be gone all the same.
     LiesToCompaction,
 }
 
@@ -159,7 +161,8 @@ impl Model {
             let live = self.live(*count);
             let is_gone = |id: &ExampleId| found.binary_search(id).is_err();
             let is_removed = |id: &ExampleId| self.events[*count..].contains(&Event::Removed(*id));
-            let allowed = |id: &ExampleId| sync == Sync::LiesToCompaction && is_removed(id);
+            let was_removed = |id: &ExampleId| is_removed(id) || self.lost_removals.contains(id);
+            let allowed = |id: &ExampleId| sync == Sync::LiesToCompaction && was_removed(id);
             let is_given = |event: &Event| !matches!(event, Event::Stored(id, _) if *id >= log.next_id());
             self.events[..*count].iter().all(is_given)
                 && found.iter().all(|id| live.contains_key(id))
@@ -173,6 +176,13 @@ impl Model {
             panic!("no prefix: {missing:?} missing, {unknown:?} too many, events, acknowledged and next id {ids:?}");
         };
         let removed: Vec<ExampleId> = self.live(count).into_keys().filter(|id| !found.contains(id)).collect();
+        let lost = self.events[count..].iter();
+        self.lost_removals.extend(lost.filter_map(|event| match event {
+            Event::Removed(id) => Some(*id),
+            Event::Stored(..) => None,
+        }));
+        // Ids from here on are given out again, for other records.
+        self.lost_removals.retain(|id| *id < log.next_id());
         self.events.truncate(count);
         self.events.extend(removed.into_iter().map(Event::Removed));
         self.acknowledged = self.events.len();

@@ -1,7 +1,6 @@
 //! Power fails at every byte; nothing acknowledged is lost, nothing unknown appears, and the log goes on.
 
 use super::*;
-use crate::replay::{DropReason, Dropped};
 use crate::storage::sim::Tear;
 
 /// A workload on flash of one geometry.
@@ -10,11 +9,6 @@ struct Case<const W: usize, const B: usize> {
     blocks_per_segment: u32,
     is_sealed: bool,
     script: Vec<Op>,
-}
-
-/// A copy that lacks one bit looks as if it had decayed, and its header vouches for all of it: it is put right.
-fn is_one_bit_short(dropped: &Dropped) -> bool {
-    matches!(dropped.reason, DropReason::DamagedFrame | DropReason::DamagedHeader) && dropped.records == Some(0)
 }
 
 /// Where a run was when the power failed.
@@ -55,8 +49,7 @@ impl<const W: usize, const B: usize> Case<W, B> {
         }
         check_contents(&mut log, &model.live(model.events.len()));
         let report = log.verify().unwrap();
-        let is_expected = |problem: &Dropped| problem.reason.is_interruption() || is_one_bit_short(problem);
-        assert!(report.missing.is_empty() && report.problems.iter().all(is_expected), "{report:?}");
+        assert!(report.is_ok(), "{report:?}");
         Ok(log.into_medium())
     }
 
@@ -66,7 +59,7 @@ impl<const W: usize, const B: usize> Case<W, B> {
         let before = model.acknowledged;
         let (mut log, report) = self.open(flash);
         for dropped in &report.dropped {
-            assert!(dropped.reason.is_interruption() || is_one_bit_short(dropped), "{dropped}");
+            assert!(dropped.reason.is_interruption(), "{dropped}");
         }
         model.check_recovered(&mut log, Sync::Honest);
         // A batch within a segment is stored whole or not at all; these scripts have no larger one.
@@ -272,15 +265,35 @@ fn compaction_behind_a_page_cache_keeps_every_acknowledged_record() {
 #[test]
 fn compaction_behind_a_sync_that_lies_leaves_a_prefix_and_brings_nothing_back() {
     check_schedules(0..100, &[64, 512, 4096], Sync::LiesToCompaction, 12);
+    for (seed, page_bytes) in LIES {
+        check_schedules(seed..seed + 1, &[page_bytes], Sync::LiesToCompaction, 12);
+    }
 }
 
-/// 100,000 schedules of six cuts with honest syncs and as many with lying ones: minutes.
+/// Schedules and page sizes where it is hard to keep the prefix, and what comes together there.
+const LIES: [(u64, usize); 8] = [
+    // A copy without a removed record is found, the note is lost, and what the copy replaced comes back later.
+    (10_290, 512),
+    (10_775, 512),
+    // A segment whose ids are all answered for by a copy outlives it, after its removals were compacted.
+    (11_723, 512),
+    // The log is cut inside a copied frame that holds a note, and the id of its record is given out again.
+    (12_426, 1024),
+    // A copy comes back after the removals in it were lost.
+    (18_658, 1024),
+    (20_642, 1024),
+    (27_547, 512),
+    (28_015, 1024),
+];
+
+/// 100,000 schedules of six cuts with honest syncs and 150,000 with lying ones: minutes.
 #[test]
 #[ignore = "takes minutes"]
 fn cached_schedules_many() {
-    for (sync, blocks) in [(Sync::Honest, 40), (Sync::Lies, 40), (Sync::Honest, 12), (Sync::LiesToCompaction, 12)] {
-        check_schedules(10_000..35_000, &[64, 512], sync, blocks);
-    }
+    check_schedules(10_000..35_000, &[64, 512], Sync::Honest, 40);
+    check_schedules(10_000..35_000, &[64, 512], Sync::Honest, 12);
+    check_schedules(10_000..35_000, &[64, 512], Sync::Lies, 40);
+    check_schedules(10_000..35_000, &[64, 128, 512, 1024], Sync::LiesToCompaction, 12);
 }
 
 #[test]
