@@ -452,7 +452,8 @@ impl<M: Medium> ReplayLog<M> {
                 let id = ExampleId(wanted.iter().find(is_missing).copied().unwrap_or(frame.first_id));
                 return Err(ReplayError::Damaged { id, offset: frame_at });
             }
-            for (id, example, (score, replays)) in found {
+            for (id, example, (score, stored_replays)) in found {
+                let replays = self.replays_with(id, stored_replays);
                 if omitted.binary_search(&id).is_err() {
                     gathered.events.push(Event { id, example: Some((example, score, replays)), removed: Vec::new() });
                 }
@@ -728,6 +729,7 @@ impl<M: Medium> ReplayLog<M> {
             self.release(item.id, tokens);
             self.count_record(frame_at, tokens);
             self.index.relocate(item.id, frame_at, nth as u16);
+            self.replayed.remove(&item.id);
         }
     }
 

@@ -1,5 +1,6 @@
 //! The replay log as its users see it: open, append, read, remove, verify. `append.rs` and `compact.rs` write.
 
+use alloc::collections::BTreeMap;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -76,6 +77,8 @@ pub struct ReplayLog<M> {
     /// Records that are gone although no note in the log says so, ascending. They could come back behind a sync that lies,
     /// so the next thing that is written is a note of their removal.
     pub(super) unnoted: Vec<u64>,
+    /// How often records were replayed since they were written, of those that were.
+    pub(super) replayed: BTreeMap<u64, u32>,
     pub(super) used_bytes: u64,
     /// A write failed, so what is on the medium is unknown until it is scanned again.
     pub(super) is_dead: bool,
@@ -156,6 +159,7 @@ impl<M: Medium> ReplayLog<M> {
             loose_ends: scan.loose_ends,
             unnoted,
             used_bytes: scan.used_bytes,
+            replayed: BTreeMap::new(),
             is_dead: false,
             staged: Staged::default(),
             coding: None,
@@ -442,6 +446,40 @@ impl<M: Medium> ReplayLog<M> {
         Ok(ids)
     }
 
+    /// Counts one more replay of each of these records, as far as they are stored.
+    ///
+    /// A record cannot be changed where it lies, so the count is written when compaction copies it, and until then lives in RAM
+    /// and is lost when the log is closed: a lower bound, in some 16 bytes for each record that was replayed.
+    pub fn count_replays(&mut self, ids: &[ExampleId]) {
+        for id in ids.iter().filter(|id| self.index.get(id.0).is_some()) {
+            let count = self.replayed.entry(id.0).or_default();
+            *count = count.saturating_add(1);
+        }
+    }
+
+    /// How often a record was replayed, as far as that was kept; see [`ReplayLog::count_replays`]. Reads its frame, but
+    /// decodes no tokens.
+    ///
+    /// # Errors
+    /// [`ReplayError::NotFound`]; [`ReplayError::Damaged`]; [`ReplayError::Medium`].
+    pub fn replays(&mut self, id: ExampleId) -> Result<u32, ReplayError<M::Error>> {
+        let Some(Entry { frame_at, nth, .. }) = self.index.get(id.0) else {
+            let is_staged = id.0.checked_sub(self.next_id).is_some_and(|nth| self.staged.get(nth).is_some());
+            return if is_staged { Ok(0) } else { Err(ReplayError::NotFound { id }) };
+        };
+        let stored = self.with_frame(frame_at, |opened| {
+            let (heads, _) = opened.heads()?;
+            heads.examples.get(usize::from(nth)).map(|head| head.replays)
+        })?;
+        let stored = stored.ok_or(ReplayError::Damaged { id, offset: frame_at })?;
+        Ok(self.replays_with(id.0, stored))
+    }
+
+    /// The count of a record that was written with `stored`.
+    pub(super) fn replays_with(&self, id: u64, stored: u32) -> u32 {
+        stored.saturating_add(self.replayed.get(&id).copied().unwrap_or(0))
+    }
+
     /// What is known of one record without reading it.
     pub fn info(&self, id: ExampleId) -> Option<RecordInfo<'_>> {
         self.index.get(id.0).map(|entry| self.describe(entry))
@@ -554,6 +592,7 @@ impl<M: Medium> ReplayLog<M> {
         let Some(entry) = self.index.remove(id) else {
             return false;
         };
+        self.replayed.remove(&id);
         self.usage[self.geometry.slot_of(entry.frame_at) as usize].live -= weight(entry.tokens.into());
         true
     }

@@ -194,6 +194,7 @@ impl Session {
         let log = self.repeated_elsewhere(|session| Ok(session.train(&run, &rows)?))?;
         self.state_version += 1;
         self.history.step_done(&new_ids, &log.new_nll);
+        self.ledger.count_replays(&replayed_ids);
         if self.history.run.as_ref().is_some_and(Run::is_finished) {
             // The next run starts with fresh moments; until then they only take room.
             self.state.optimizer = AdamW::new(0);

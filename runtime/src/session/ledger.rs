@@ -127,6 +127,13 @@ impl Ledger {
         }
     }
 
+    /// Counts one more replay of each of these, where that can be kept.
+    pub(crate) fn count_replays(&mut self, ids: &[ExampleId]) {
+        if let Self::Store(store) = self {
+            store.replay.count_replays(ids);
+        }
+    }
+
     /// Every example's id and task, oldest first.
     pub(crate) fn ids_and_tasks(&self) -> impl Iterator<Item = (ExampleId, &str)> {
         self.described().map(|(id, task, _)| (id, task))

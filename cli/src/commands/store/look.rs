@@ -90,6 +90,8 @@ struct Record {
     tokens: u32,
     /// How little the model expected it when it was stored, in nats a token; none if that was not asked for.
     score: Option<f32>,
+    /// How often it was replayed up to the last compaction; none if its frame cannot be read.
+    replays: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -182,10 +184,14 @@ pub(super) fn list(folder: &Path, model: Option<&str>, options: &Options, output
             task: info.task.to_owned(),
             tokens: info.tokens,
             score: info.score,
+            replays: None,
             prompt: None,
             answer: None,
         })
         .collect();
+    for record in &mut records {
+        record.replays = store.replay.replays(record.id).ok();
+    }
     if let Some(tokenizer) = &tokenizer {
         for record in &mut records {
             let example = store.replay.read(record.id).map_err(StoreError::from)?;

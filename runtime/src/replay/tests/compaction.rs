@@ -151,6 +151,31 @@ fn no_byte_of_a_forgotten_record_stays() {
 }
 
 #[test]
+fn replays_are_counted_and_written_with_the_next_copy() {
+    let (mut log, live) = with_removals(40, 120, 4, 5);
+    let ids: Vec<ExampleId> = live.keys().copied().collect();
+    let (often, once, never) = (ids[0], ids[1], ids[2]);
+    let counts = |log: &mut ReplayLog<SimFlash<8, 512>>| [often, once, never].map(|id| log.replays(id).unwrap());
+    log.count_replays(&[often, once]);
+    log.count_replays(&[often, ExampleId(u64::MAX)]);
+    assert_eq!(counts(&mut log), [2, 1, 0]);
+    log.compact(Compact::All).unwrap();
+    assert_eq!(counts(&mut log), [2, 1, 0], "each is counted once, in the copy or beside it");
+    let (mut log, _) = open(log.into_medium(), 1);
+    assert_eq!(counts(&mut log), [2, 1, 0], "what was copied is kept");
+    log.count_replays(&[never]);
+    assert_eq!(counts(&mut log), [2, 1, 1]);
+    let (mut log, _) = open(log.into_medium(), 1);
+    assert_eq!(counts(&mut log), [2, 1, 0], "what was not is lost");
+    log.remove(often).unwrap();
+    assert!(matches!(log.replays(often), Err(ReplayError::NotFound { .. })));
+    let staged = log.stage(&example(7)).unwrap();
+    assert_eq!(log.replays(staged).unwrap(), 0);
+    log.flush().unwrap();
+    check(&mut log, &live.into_iter().filter(|(id, _)| *id != often).chain([(staged, example(7))]).collect());
+}
+
+#[test]
 fn removals_are_dropped_when_their_records_are_gone_and_the_log_was_opened_again() {
     let (mut log, live) = with_removals(40, 120, 4, 40);
     log.compact(Compact::All).unwrap();
