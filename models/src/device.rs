@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use burn::backend::ExecutionError;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData, Transaction};
 
 use crate::compute_error::ComputeError;
 use crate::gpu_device::{self, Gpu};
@@ -114,6 +114,11 @@ impl ComputeDevice {
         }
     }
 
+    /// How often work was handed to a GPU so far; nothing on the CPU.
+    pub fn submissions(&self) -> Option<u64> {
+        self.gpu.as_ref().map(|gpu| gpu.submitted())
+    }
+
     /// Waits for everything submitted, and reads a tensor of f32 in row-major order.
     ///
     /// # Errors
@@ -124,6 +129,27 @@ impl ComputeDevice {
             gpu.count_read();
         }
         let data = tensor.try_into_data().map_err(|error| self.failed(error.to_string()))?;
+        self.values(data)
+    }
+
+    /// Reads several tensors as [`Self::read`] does one, and waits for the device once. They come in their order.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_all<const D: usize>(&self, tensors: Vec<Tensor<D>>) -> Result<Vec<Vec<f32>>, ComputeError> {
+        if tensors.is_empty() {
+            return Ok(Vec::new());
+        }
+        if let Some(gpu) = &self.gpu {
+            gpu.count_read();
+        }
+        let all = tensors.into_iter().fold(Transaction::default(), Transaction::register);
+        let data = all.try_execute().map_err(|error| self.failed(error.to_string()))?;
+        data.into_iter().map(|data| self.values(data)).collect()
+    }
+
+    /// What was read from the device, if nothing went wrong there.
+    fn values(&self, data: TensorData) -> Result<Vec<f32>, ComputeError> {
         // Storage is read as late as here.
         let values = data.try_into_vec().map_err(|error| self.failed(format!("{error:?}")))?;
         match self.gpu.as_ref().and_then(|gpu| gpu.fault()) {

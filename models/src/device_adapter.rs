@@ -75,26 +75,22 @@ impl DeviceAdapter {
     /// # Errors
     /// [`ComputeError::Device`] if the backward pass failed on the device.
     pub(crate) fn read_gradients(&self, by_layer: Vec<Vec<Tensor<1>>>) -> Result<Vec<f32>, ComputeError> {
-        let mut flat = Vec::new();
-        for (layer, gradients) in by_layer.into_iter().enumerate() {
-            match gradients.is_empty() {
-                true => flat.extend(self.zeros(layer)),
-                false => flat.extend(gradients),
+        let counts: Vec<usize> = by_layer.iter().map(Vec::len).collect();
+        let mut read = self.device.read_all(by_layer.into_iter().flatten().collect())?.into_iter();
+        let mut values = Vec::with_capacity(self.len_values);
+        for (layer, count) in counts.into_iter().enumerate() {
+            match count {
+                0 => values.resize(values.len() + self.layer_len(layer), 0.0),
+                _ => read.by_ref().take(count).for_each(|gradient| values.extend(gradient)),
             }
         }
-        if flat.is_empty() {
-            return Ok(Vec::new());
-        }
-        let values = self.device.read(Tensor::cat(flat, 0))?;
         assert_eq!(values.len(), self.len_values, "gradients in the adapter's layout");
         Ok(values)
     }
 
-    fn zeros(&self, layer: usize) -> impl Iterator<Item = Tensor<1>> + '_ {
-        let branches = Projection::ALL.into_iter().filter_map(move |projection| self.branch(layer, projection));
-        branches.map(|branch| {
-            let values = branch.a.shape().num_elements() + branch.b.shape().num_elements();
-            Tensor::zeros([values], self.device.burn())
-        })
+    /// Values of a layer's branches.
+    fn layer_len(&self, layer: usize) -> usize {
+        let branches = Projection::ALL.into_iter().filter_map(|projection| self.branch(layer, projection));
+        branches.map(|branch| branch.a.shape().num_elements() + branch.b.shape().num_elements()).sum()
     }
 }

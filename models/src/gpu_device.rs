@@ -171,6 +171,11 @@ impl Gpu {
         (result, GpuWork { launches, reads, submissions: self.pace.take_times() })
     }
 
+    /// Submissions so far.
+    pub(crate) fn submitted(&self) -> u64 {
+        self.pace.submitted()
+    }
+
     /// Cuts the work into submissions.
     pub(crate) fn pace(&self) -> &Pace {
         &self.pace

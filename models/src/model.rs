@@ -87,9 +87,8 @@ impl Model {
                     expected_in: d_in,
                 });
             }
+            self.device.check_tensor("an adapter's matrix", d_out.max(d_in), pair.rank)?;
         }
-        // Its gradients are read as one tensor.
-        self.device.check_tensor("the adapter", 1, adapter.values().len())?;
         Ok(DeviceAdapter::new(adapter, &self.device, self.config.num_hidden_layers))
     }
 
@@ -129,7 +128,7 @@ impl Model {
         self.check_batch(batch)?;
         let (lengths, angles) = (batch.shared_lengths(), self.angles(batch));
         let mut pass = Pass { lengths, angles, adapter, cache: None, stop };
-        self.decoder.forward(batch.ids(), depths, &mut pass, self.device.burn())
+        stop.over_launches(|| self.decoder.forward(batch.ids(), depths, &mut pass, self.device.burn()))
     }
 
     /// Hidden states as [`Self::hidden_states`] gives them, from which a loss can go back to the adapter.
@@ -147,7 +146,7 @@ impl Model {
         kept_layers: usize,
         stop: &'a Stop,
     ) -> Result<Tape<'a>, ComputeError> {
-        Tape::record(self, batch, depths, adapter, kept_layers, stop)
+        stop.over_launches(|| Tape::record(self, batch, depths, adapter, kept_layers, stop))
     }
 
     /// Negative log-likelihood in nats of one target per row of `hidden`, differentiable in `hidden`. Logits are never
@@ -160,9 +159,11 @@ impl Model {
     /// [`ComputeError::TokenOutOfRange`]; [`ComputeError::Cancelled`] between some positions and the next.
     pub fn token_nll(&self, hidden: Tensor<2>, targets: &[u32], stop: &Stop) -> Result<Tensor<1>, ComputeError> {
         self.check_ids(targets)?;
-        let nll = token_nll(hidden, targets, &self.decoder.lm_head, stop);
-        // What a stopped operation gives is not all of it.
-        stop.check().map(|()| nll)
+        stop.over_launches(|| {
+            let nll = token_nll(hidden, targets, &self.decoder.lm_head, stop);
+            // What a stopped operation gives is not all of it.
+            stop.check().map(|()| nll)
+        })
     }
 
     /// Raw logits, for as few positions as the caller can hold: `[positions, vocab_size]`, differentiable in `hidden`.
@@ -216,7 +217,7 @@ impl Model {
         self.check_activations(ids.len())?;
         self.device.check_tensor("a layer's cached keys", cache.room_for(past + ids.len()), self.key_value_width())?;
         let logits = match self.device.is_gpu() {
-            true => self.last_logits(cache, ids, adapter, stop),
+            true => stop.over_launches(|| self.last_logits(cache, ids, adapter, stop)),
             false => in_pool(|| self.last_logits(cache, ids, adapter, stop)),
         }?;
         cache.advance(ids.len());

@@ -42,6 +42,10 @@ impl Gpu {
         match *self {}
     }
 
+    pub(crate) fn submitted(&self) -> u64 {
+        match *self {}
+    }
+
     pub(crate) fn settle(&self) {
         match *self {}
     }

@@ -115,8 +115,14 @@ impl<'a> Tape<'a> {
     /// [`Adapter::values`](crate::Adapter::values).
     ///
     /// # Errors
-    /// [`ComputeError::Cancelled`] between two layers; [`ComputeError::Device`] if the device failed.
-    pub fn gradients(mut self, loss: &Tensor<1>) -> Result<Vec<f32>, ComputeError> {
+    /// [`ComputeError::Cancelled`] between two layers, on a GPU between two submissions; [`ComputeError::Device`] if the device
+    /// failed.
+    pub fn gradients(self, loss: &Tensor<1>) -> Result<Vec<f32>, ComputeError> {
+        let stop = self.stop;
+        stop.over_launches(|| self.go_back(loss))
+    }
+
+    fn go_back(mut self, loss: &Tensor<1>) -> Result<Vec<f32>, ComputeError> {
         let of_states = loss.backward();
         self.hidden.clear();
         let mut by_layer = Vec::with_capacity(self.layers.len());

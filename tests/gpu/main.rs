@@ -76,10 +76,14 @@ fn config() -> TrainerConfig {
 
 /// One I-LoRA step over made-up rows.
 fn step(model: &Model, state: &mut LearnerState, steps_done: u64) -> Result<StepLog, LearnError> {
+    step_until(model, state, steps_done, &Stop::new())
+}
+
+fn step_until(model: &Model, state: &mut LearnerState, steps_done: u64, stop: &Stop) -> Result<StepLog, LearnError> {
     let (new, replayed) = (rows(1), rows(10 + steps_done as u32));
     let rows = StepRows { new: as_rows(&new), replayed: as_rows(&replayed) };
     let moment = Moment { steps_done, steps_total: 20 };
-    Trainer::new(model, Ilora::DEFAULT, config()).step(state, &rows, moment, &Stop::new())
+    Trainer::new(model, Ilora::DEFAULT, config()).step(state, &rows, moment, stop)
 }
 
 fn bits(adapter: &Adapter) -> Vec<u32> {
@@ -216,6 +220,68 @@ fn a_tensor_that_no_buffer_holds_is_refused_with_its_size() {
     assert!(error.to_string().contains(&format!("{bytes} bytes")), "{error}");
     let fits = TokenBatch::new(vec![5; 64], 1, 64).unwrap();
     device.read(model.forward(&fits, None, &Stop::new()).unwrap()).unwrap();
+}
+
+/// The kernels that are ours, by their names.
+const OURS: &str = "mynah_models::";
+/// Most launches of burn's own in one layer, forwards or backwards.
+const BURNS_IN_A_LAYER: u64 = 16;
+
+/// Sets a flag at one of our launches, and counts what follows.
+struct Cancel {
+    at: u64,
+    stop: Stop,
+    device: ComputeDevice,
+    ours: AtomicU64,
+    burns_after: AtomicU64,
+    submissions_before: AtomicU64,
+}
+
+impl Cancel {
+    fn at(at: u64, device: &ComputeDevice) -> Arc<Self> {
+        let zero = || AtomicU64::new(0);
+        let device = device.clone();
+        Arc::new(Self { at, stop: Stop::new(), device, ours: zero(), burns_after: zero(), submissions_before: zero() })
+    }
+}
+
+impl LaunchObserver for Cancel {
+    fn launched(&self, kernel: &'static str) {
+        if !kernel.starts_with(OURS) {
+            self.burns_after.fetch_add(u64::from(self.stop.is_set()), Ordering::Relaxed);
+        } else if self.ours.fetch_add(1, Ordering::Relaxed) == self.at {
+            self.submissions_before.store(self.device.submissions().unwrap(), Ordering::Relaxed);
+            self.stop.set();
+        }
+    }
+}
+
+#[test]
+fn after_a_cancel_nothing_is_launched_but_what_is_left_of_a_layer_and_one_submission_follows() {
+    let _alone = alone();
+    let Some(device) = gpu("cancels on a GPU") else { return };
+    let model = Model::load(&stories::gguf(), &device).unwrap();
+    let run = |at: u64| {
+        let cancel = Cancel::at(at, &device);
+        let observation = LaunchObservation::new(Arc::clone(&cancel) as Arc<dyn LaunchObserver>);
+        let mut state = fresh(&model);
+        let result = step_until(&model, &mut state, 1, &cancel.stop);
+        drop(observation);
+        (cancel, result, state)
+    };
+    let (whole, result, _) = run(u64::MAX);
+    result.unwrap();
+    let launches = whole.ours.load(Ordering::Relaxed);
+    for at in moments(launches, 12) {
+        let (cancel, result, state) = run(at);
+        assert!(matches!(result, Err(LearnError::Compute(ComputeError::Cancelled))), "at {at}: {result:?}");
+        assert!(bits(&state.fast) == bits(&fresh(&model).fast), "changed by a cancel at {at}");
+        assert_eq!(cancel.ours.load(Ordering::Relaxed), at + 1, "launches until the end of a cancel at {at}");
+        let burns = cancel.burns_after.load(Ordering::Relaxed);
+        assert!(burns <= BURNS_IN_A_LAYER, "{burns} of burn's launches after a cancel at {at}");
+        let submissions = device.submissions().unwrap() - cancel.submissions_before.load(Ordering::Relaxed);
+        assert!(submissions <= 1, "{submissions} submissions after a cancel at {at}");
+    }
 }
 
 fn twenty_steps(model: &Model) -> LearnerState {

@@ -21,5 +21,7 @@ pub(crate) use linear::{Linear, LoraBranch};
 pub(crate) use mlp::Mlp;
 pub(crate) use pass::Pass;
 pub use pass::Stop;
+#[cfg(feature = "gpu")]
+pub(crate) use pass::launches_have_ended;
 pub(crate) use rms_norm::RmsNorm;
 pub(crate) use tracked::{constant, tracked};

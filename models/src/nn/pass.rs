@@ -1,5 +1,6 @@
 //! What changes from one forward pass to the next.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -40,6 +41,57 @@ impl Stop {
     pub fn check(&self) -> Result<(), ComputeError> {
         if self.is_set() { Err(ComputeError::Cancelled) } else { Ok(()) }
     }
+}
+
+impl Stop {
+    /// Does `work`, which ends before its next launch on a GPU once the flag is set: what would have been computed means
+    /// nothing then.
+    ///
+    /// # Errors
+    /// [`ComputeError::Cancelled`] if something was left out.
+    pub(crate) fn over_launches<R>(&self, work: impl FnOnce() -> Result<R, ComputeError>) -> Result<R, ComputeError> {
+        let watch = Watch::begin(self.clone());
+        let result = work();
+        if watch.end() { Err(ComputeError::Cancelled) } else { result }
+    }
+}
+
+thread_local! {
+    /// The flag over this thread's launches, and whether one was left out.
+    static WATCHED: RefCell<Option<(Stop, bool)>> = const { RefCell::new(None) };
+}
+
+/// Puts a flag over the launches of this thread for as long as it lives.
+struct Watch {
+    outer: Option<(Stop, bool)>,
+}
+
+impl Watch {
+    fn begin(stop: Stop) -> Self {
+        Self { outer: WATCHED.replace(Some((stop, false))) }
+    }
+
+    /// Whether a launch was left out.
+    fn end(self) -> bool {
+        WATCHED.with_borrow(|watched| watched.as_ref().is_some_and(|(_, left_out)| *left_out))
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        WATCHED.set(self.outer.take());
+    }
+}
+
+/// Whether the next launch is to be left out. Once it is, so are all that follow.
+#[cfg(feature = "gpu")]
+pub(crate) fn launches_have_ended() -> bool {
+    WATCHED.with_borrow_mut(|watched| {
+        watched.as_mut().is_some_and(|(stop, left_out)| {
+            *left_out |= stop.is_set();
+            *left_out
+        })
+    })
 }
 
 /// One forward pass over some sequences.

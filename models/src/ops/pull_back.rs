@@ -58,7 +58,7 @@ impl<B: Backend> Backward<B, 1> for Seed {
 impl<B: PullBackOps, C: CheckpointStrategy> PullBackOps for Autodiff<B, C> {
     fn pull_back(y: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
         let ((y, node), (dy, _constant)) = (y.into_parts(), dy.into_parts());
-        let scalar = scalar::<B>(&y);
+        let scalar = B::pull_back(y, dy.clone());
         match Backward::<B, 1>::prepare::<C>(Seed, [node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(dy, scalar),
             OpsKind::UnTracked(prep) => prep.finish(scalar),

@@ -200,7 +200,7 @@ impl<'a, M: ContinualMethod> Trainer<'a, M> {
             loss.consistency.clone(),
         ];
         let there: Vec<Tensor<1>> = terms.iter().flatten().chain([&loss.token_nll]).cloned().collect();
-        let mut values = self.model.device().read(Tensor::cat(there, 0))?.into_iter();
+        let mut values = self.model.device().read_all(there)?.into_iter().flatten();
         let terms = terms.map(|term| term.and_then(|_| values.next()).map(f64::from));
         Ok(Numbers { terms, token_nll: values.collect() })
     }

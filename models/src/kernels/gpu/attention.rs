@@ -12,7 +12,8 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
 use cubecl::prelude::*;
 
-use super::device_matrix::{Gpu, buffer, contiguous, empty, in_launches};
+use super::launch::{Gpu, buffer, contiguous, empty, in_launches};
+use crate::gpu_pace::Kernel;
 use crate::ops::attention::{AttentionKernel, AttentionOps, Geometry};
 
 /// Units of a workgroup, and keys or queries that it takes at a time.
@@ -32,7 +33,7 @@ impl AttentionOps for Gpu {
         let ((q, [tokens, width]), (k, _), (v, _)) = (contiguous(q), contiguous(k), contiguous(v));
         let out = empty(&q, tokens, width);
         for sizes in Sizes::of_all(&geometry) {
-            sizes.in_launches(&q.client, sizes.heads, sizes.flop(4.0), |first, count| {
+            sizes.in_launches(&q.client, Kernel::Attention, sizes.heads, sizes.flop(4.0), |first, count| {
                 forward(&sizes, [&q, &k, &v], &out, first, count);
             });
         }
@@ -52,12 +53,18 @@ impl AttentionKernel for Gpu {
         let (dq, dk, dv, sums) = (of(q_shape), of(k_shape), of(k_shape), of([q_shape[0] * geometry.heads, 2]));
         let given = [&q, &k, &v, &d_out];
         for sizes in Sizes::of_all(geometry) {
-            sizes.in_launches(&q.client, sizes.heads, sizes.flop(10.0), |first, count| {
+            sizes.in_launches(&q.client, Kernel::AttentionQueries, sizes.heads, sizes.flop(10.0), |first, count| {
                 queries_backward(&sizes, given, [&dq, &sums], first, count);
             });
-            sizes.in_launches(&q.client, sizes.heads / sizes.group, sizes.flop(8.0), |first, count| {
-                keys_backward(&sizes, given, &sums, [&dk, &dv], first, count);
-            });
+            sizes.in_launches(
+                &q.client,
+                Kernel::AttentionKeys,
+                sizes.heads / sizes.group,
+                sizes.flop(8.0),
+                |first, count| {
+                    keys_backward(&sizes, given, &sums, [&dk, &dv], first, count);
+                },
+            );
         }
         [dq, dk, dv]
     }
@@ -117,15 +124,54 @@ impl Sizes {
 
     /// Launches a workgroup for each of `heads` heads of every token: `launch(first, count)`, numbered from the batch's first
     /// token on.
-    fn in_launches(&self, client: &Client, heads: u32, flop_per_cube: f64, mut launch: impl FnMut(u32, u32)) {
+    fn in_launches(
+        &self,
+        client: &Client,
+        kernel: Kernel,
+        heads: u32,
+        flop_per_cube: f64,
+        mut launch: impl FnMut(u32, u32),
+    ) {
         let before = self.first_token * heads;
-        in_launches(client, self.tokens * heads, flop_per_cube, |first, count| launch(before + first, count));
+        in_launches(client, kernel, self.tokens * heads, flop_per_cube, |first, count| launch(before + first, count));
+    }
+
+    /// For the launch whose first workgroup is `first_task`.
+    fn layout(&self, first_task: u32) -> LayoutLaunch {
+        LayoutLaunch::new(
+            first_task,
+            self.first_token,
+            self.cols,
+            self.past,
+            self.heads,
+            self.group,
+            self.head_dim,
+            self.head_stride,
+            self.token_stride,
+            self.scale,
+        )
     }
 
     /// Of one workgroup, with so many for each key and dimension.
     fn flop(&self, each: f64) -> f64 {
         each * f64::from(self.past + self.cols) * f64::from(self.head_dim)
     }
+}
+
+/// The sizes as the kernels take them.
+#[derive(CubeType, CubeLaunch)]
+struct Layout {
+    /// The first workgroup of the launch, numbered from the first head of the batch's first token on.
+    first_task: u32,
+    first_token: u32,
+    cols: u32,
+    past: u32,
+    heads: u32,
+    group: u32,
+    head_dim: u32,
+    head_stride: u32,
+    token_stride: u32,
+    scale: f32,
 }
 
 fn forward(sizes: &Sizes, [q, k, v]: [&CubeTensor; 3], out: &CubeTensor, first: u32, count: u32) {
@@ -139,16 +185,7 @@ fn forward(sizes: &Sizes, [q, k, v]: [&CubeTensor; 3], out: &CubeTensor, first: 
             buffer(k),
             buffer(v),
             buffer(out),
-            first,
-            sizes.first_token,
-            sizes.cols,
-            sizes.past,
-            sizes.heads,
-            sizes.group,
-            sizes.head_dim,
-            sizes.head_stride,
-            sizes.token_stride,
-            sizes.scale,
+            sizes.layout(first),
         );
     }
 }
@@ -172,15 +209,7 @@ fn queries_backward(
             buffer(d_out),
             buffer(dq),
             buffer(sums),
-            first,
-            sizes.first_token,
-            sizes.cols,
-            sizes.heads,
-            sizes.group,
-            sizes.head_dim,
-            sizes.head_stride,
-            sizes.token_stride,
-            sizes.scale,
+            sizes.layout(first),
         );
     }
 }
@@ -206,13 +235,7 @@ fn keys_backward(
             buffer(sums),
             buffer(dk),
             buffer(dv),
-            first,
-            sizes.first_token,
-            sizes.cols,
-            sizes.heads,
-            sizes.group,
-            sizes.head_dim,
-            sizes.scale,
+            sizes.layout(first),
         );
     }
 }
@@ -241,28 +264,13 @@ fn highest(own: f32, top: f32, scores: &mut Shared<[f32]>) -> f32 {
 }
 
 #[cube(launch_unchecked)]
-fn forward_kernel(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    out: &mut [f32],
-    first_task: u32,
-    first_token: u32,
-    cols: u32,
-    past: u32,
-    heads: u32,
-    group: u32,
-    head_dim: u32,
-    head_stride: u32,
-    token_stride: u32,
-    scale: f32,
-) {
-    let task = first_task + CUBE_POS_X;
-    let (token, head) = (task / heads, task % heads);
-    let query = task * head_dim;
-    let place = (token - first_token) % cols;
-    let keys = (head / group) * head_stride + (token - place) * token_stride;
-    let seen = past + place + 1;
+fn forward_kernel(q: &[f32], k: &[f32], v: &[f32], out: &mut [f32], layout: &Layout) {
+    let task = layout.first_task + CUBE_POS_X;
+    let (token, head) = (task / layout.heads, task % layout.heads);
+    let query = task * layout.head_dim;
+    let place = (token - layout.first_token) % layout.cols;
+    let keys = (head / layout.group) * layout.head_stride + (token - place) * layout.token_stride;
+    let seen = layout.past + place + 1;
     let mut weights = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
     let mut sums = Array::<f32>::new(comptime!(SLOTS as usize));
     #[unroll]
@@ -276,7 +284,7 @@ fn forward_kernel(
         let key = tile + UNIT_POS_X;
         let mut score = f32::new(LOWEST);
         if key < seen {
-            score = dot(q, query, k, keys + key * token_stride, head_dim) * scale;
+            score = dot(q, query, k, keys + key * layout.token_stride, layout.head_dim) * layout.scale;
         }
         let new_top = highest(score, top, &mut weights);
         weights[UNIT_POS_X as usize] = select(key < seen, (score - new_top).exp(), 0.0);
@@ -290,10 +298,10 @@ fn forward_kernel(
         #[unroll]
         for slot in 0..SLOTS {
             let dim = UNIT_POS_X + slot * UNITS;
-            if dim < head_dim {
+            if dim < layout.head_dim {
                 let mut sum = sums[slot as usize] * shrink;
                 for index in 0..count {
-                    sum += weights[index as usize] * v[(keys + (tile + index) * token_stride + dim) as usize];
+                    sum += weights[index as usize] * v[(keys + (tile + index) * layout.token_stride + dim) as usize];
                 }
                 sums[slot as usize] = sum;
             }
@@ -305,7 +313,7 @@ fn forward_kernel(
     #[unroll]
     for slot in 0..SLOTS {
         let dim = UNIT_POS_X + slot * UNITS;
-        if dim < head_dim {
+        if dim < layout.head_dim {
             out[(query + dim) as usize] = sums[slot as usize] / total;
         }
     }
@@ -321,21 +329,13 @@ fn queries_kernel(
     d_out: &[f32],
     dq: &mut [f32],
     log_sums_and_means: &mut [f32],
-    first_task: u32,
-    first_token: u32,
-    cols: u32,
-    heads: u32,
-    group: u32,
-    head_dim: u32,
-    head_stride: u32,
-    token_stride: u32,
-    scale: f32,
+    layout: &Layout,
 ) {
-    let task = first_task + CUBE_POS_X;
-    let (token, head) = (task / heads, task % heads);
-    let query = task * head_dim;
-    let place = (token - first_token) % cols;
-    let keys = (head / group) * head_stride + (token - place) * token_stride;
+    let task = layout.first_task + CUBE_POS_X;
+    let (token, head) = (task / layout.heads, task % layout.heads);
+    let query = task * layout.head_dim;
+    let place = (token - layout.first_token) % layout.cols;
+    let keys = (head / layout.group) * layout.head_stride + (token - place) * layout.token_stride;
     let seen = place + 1;
     let mut weights = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
     let mut products = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
@@ -348,8 +348,8 @@ fn queries_kernel(
         let mut score = f32::new(LOWEST);
         let mut d_probability = 0.0f32;
         if key < seen {
-            score = dot(q, query, k, keys + key * token_stride, head_dim) * scale;
-            d_probability = dot(d_out, query, v, keys + key * token_stride, head_dim);
+            score = dot(q, query, k, keys + key * layout.token_stride, layout.head_dim) * layout.scale;
+            d_probability = dot(d_out, query, v, keys + key * layout.token_stride, layout.head_dim);
         }
         let new_top = highest(score, top, &mut weights);
         let weight = select(key < seen, (score - new_top).exp(), 0.0);
@@ -379,9 +379,9 @@ fn queries_kernel(
         let key = tile + UNIT_POS_X;
         let mut d_score = 0.0f32;
         if key < seen {
-            let score = dot(q, query, k, keys + key * token_stride, head_dim) * scale;
-            let d_probability = dot(d_out, query, v, keys + key * token_stride, head_dim);
-            d_score = (score - log_sum).exp() * (d_probability - mean) * scale;
+            let score = dot(q, query, k, keys + key * layout.token_stride, layout.head_dim) * layout.scale;
+            let d_probability = dot(d_out, query, v, keys + key * layout.token_stride, layout.head_dim);
+            d_score = (score - log_sum).exp() * (d_probability - mean) * layout.scale;
         }
         weights[UNIT_POS_X as usize] = d_score;
         sync_cube();
@@ -389,10 +389,10 @@ fn queries_kernel(
         #[unroll]
         for slot in 0..SLOTS {
             let dim = UNIT_POS_X + slot * UNITS;
-            if dim < head_dim {
+            if dim < layout.head_dim {
                 let mut sum = sums[slot as usize];
                 for index in 0..count {
-                    sum += weights[index as usize] * k[(keys + (tile + index) * token_stride + dim) as usize];
+                    sum += weights[index as usize] * k[(keys + (tile + index) * layout.token_stride + dim) as usize];
                 }
                 sums[slot as usize] = sum;
             }
@@ -403,7 +403,7 @@ fn queries_kernel(
     #[unroll]
     for slot in 0..SLOTS {
         let dim = UNIT_POS_X + slot * UNITS;
-        if dim < head_dim {
+        if dim < layout.head_dim {
             dq[(query + dim) as usize] = sums[slot as usize];
         }
     }
@@ -423,20 +423,14 @@ fn keys_kernel(
     log_sums_and_means: &[f32],
     dk: &mut [f32],
     dv: &mut [f32],
-    first_task: u32,
-    first_token: u32,
-    cols: u32,
-    heads: u32,
-    group: u32,
-    head_dim: u32,
-    scale: f32,
+    layout: &Layout,
 ) {
-    let task = first_task + CUBE_POS_X;
-    let key_heads = heads / group;
+    let task = layout.first_task + CUBE_POS_X;
+    let key_heads = layout.heads / layout.group;
     let (token, key_head) = (task / key_heads, task % key_heads);
-    let key = task * head_dim;
+    let key = task * layout.head_dim;
     // Queries from this token on to the end of its sequence.
-    let queries = cols - (token - first_token) % cols;
+    let queries = layout.cols - (token - layout.first_token) % layout.cols;
     let mut weights = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
     let mut d_scores = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
     let mut of_key = Array::<f32>::new(comptime!(SLOTS as usize));
@@ -446,19 +440,19 @@ fn keys_kernel(
         of_key[slot as usize] = 0.0;
         of_value[slot as usize] = 0.0;
     }
-    for member in 0..group {
-        let head = key_head * group + member;
+    for member in 0..layout.group {
+        let head = key_head * layout.group + member;
         let mut tile = 0u32;
         while tile < queries {
             let index = tile + UNIT_POS_X;
-            let place = (token + index) * heads + head;
+            let place = (token + index) * layout.heads + head;
             let mut weight = 0.0f32;
             let mut d_score = 0.0f32;
             if index < queries {
-                let score = dot(q, place * head_dim, k, key, head_dim) * scale;
+                let score = dot(q, place * layout.head_dim, k, key, layout.head_dim) * layout.scale;
                 weight = (score - log_sums_and_means[(2 * place) as usize]).exp();
-                let d_probability = dot(d_out, place * head_dim, v, key, head_dim);
-                d_score = weight * (d_probability - log_sums_and_means[(2 * place + 1) as usize]) * scale;
+                let d_probability = dot(d_out, place * layout.head_dim, v, key, layout.head_dim);
+                d_score = weight * (d_probability - log_sums_and_means[(2 * place + 1) as usize]) * layout.scale;
             }
             weights[UNIT_POS_X as usize] = weight;
             d_scores[UNIT_POS_X as usize] = d_score;
@@ -467,11 +461,11 @@ fn keys_kernel(
             #[unroll]
             for slot in 0..SLOTS {
                 let dim = UNIT_POS_X + slot * UNITS;
-                if dim < head_dim {
+                if dim < layout.head_dim {
                     let mut d_key = of_key[slot as usize];
                     let mut d_value = of_value[slot as usize];
                     for index in 0..count {
-                        let from = (((token + tile + index) * heads + head) * head_dim + dim) as usize;
+                        let from = (((token + tile + index) * layout.heads + head) * layout.head_dim + dim) as usize;
                         d_key += d_scores[index as usize] * q[from];
                         d_value += weights[index as usize] * d_out[from];
                     }
@@ -486,7 +480,7 @@ fn keys_kernel(
     #[unroll]
     for slot in 0..SLOTS {
         let dim = UNIT_POS_X + slot * UNITS;
-        if dim < head_dim {
+        if dim < layout.head_dim {
             dk[(key + dim) as usize] = of_key[slot as usize];
             dv[(key + dim) as usize] = of_value[slot as usize];
         }

@@ -2,20 +2,13 @@
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
-use burn_cubecl::CubeBackend;
-use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
 use cubecl::server::Handle;
 
-use crate::gpu_device;
 use crate::quant::{PackedMatrix, TensorType};
 
 /// Largest buffer that a kernel binds: the storage-buffer limit of Pixel 7 and Galaxy S23.
 pub(crate) const MAX_BINDING_BYTES: usize = 128 << 20;
-
-/// Workgroups of one launch that every GPU allows.
-const MAX_CUBES: u32 = 65_535;
 
 /// How the kernels read a weight; one compiled variant each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -172,59 +165,5 @@ fn pack_row(tensor_type: TensorType, bytes: &[u8], words: &mut Vec<u32>, scales:
             }));
         }
         TensorType::F32 => words.extend(bytes.chunks_exact(4).map(|v| u32::from_le_bytes([v[0], v[1], v[2], v[3]]))),
-    }
-}
-
-/// A new f32 tensor `[rows, cols]` on the device of `like`, its values not yet written.
-pub(super) fn empty(like: &CubeTensor, rows: usize, cols: usize) -> CubeTensor {
-    let shape = burn::tensor::Shape::new([rows, cols]);
-    burn_cubecl::ops::numeric::empty_device_contiguous_dtype(
-        like.client.clone(),
-        like.device.clone(),
-        shape,
-        burn::tensor::DType::F32,
-    )
-}
-
-/// The two sizes of a matrix, its values row-major from the start.
-pub(super) fn contiguous(tensor: CubeTensor) -> (CubeTensor, [usize; 2]) {
-    let tensor = burn_cubecl::kernel::into_contiguous(tensor);
-    let shape = burn::backend::TensorMetadata::shape(&tensor).dims::<2>();
-    (tensor, shape)
-}
-
-/// A tensor that [`contiguous`] or [`empty`] gave.
-pub(super) fn buffer(tensor: &CubeTensor) -> cubecl::prelude::BufferArg {
-    let len = burn::backend::TensorMetadata::shape(tensor).num_elements();
-    // SAFETY: the length is the tensor's own.
-    unsafe { cubecl::prelude::BufferArg::from_raw_parts(tensor.handle.clone(), len) }
-}
-
-/// Launches `cubes` workgroups of so many FLOP each, `launch(first, count)` at a time, so that no launch takes longer than a
-/// submission may.
-pub(super) fn in_launches(client: &Client, cubes: u32, flop_per_cube: f64, mut launch: impl FnMut(u32, u32)) {
-    let Some(gpu) = gpu_device::current() else { return launch(0, cubes) };
-    let mut first = 0;
-    while first < cubes {
-        let count = ((gpu.pace().flop_per_launch() / flop_per_cube) as u32).clamp(1, MAX_CUBES.min(cubes - first));
-        launch(first, count);
-        gpu.pace().launched(client, flop_per_cube * f64::from(count));
-        first += count;
-    }
-}
-
-/// Names the backend once for the files beside this one.
-pub(super) type Gpu = CubeBackend;
-
-/// burn's tensor around a device's, for what is composed of burn's operations.
-pub(super) fn tensor(primitive: CubeTensor) -> Tensor<2> {
-    Tensor::from_primitive::<Gpu>(primitive)
-}
-
-/// The device's tensor inside burn's.
-pub(super) fn primitive(tensor: Tensor<2>) -> CubeTensor {
-    match tensor.try_into_primitive::<Gpu>() {
-        Ok(primitive) => primitive,
-        Err(error) => panic!("a GPU tensor left its backend: {error:?}"),
     }
 }

@@ -11,7 +11,8 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use super::device_matrix::{Gpu, buffer, empty, in_launches, primitive, tensor};
+use super::launch::{Gpu, buffer, empty, in_launches, primitive, tensor};
+use crate::gpu_pace::Kernel;
 use crate::nn::Stop;
 use crate::ops::Frozen;
 use crate::ops::head_loss::{HeadLossKernel, HeadLossOps};
@@ -89,7 +90,7 @@ fn logits_to_losses(
     let vocab = burn::backend::TensorMetadata::shape(logits).dims::<2>()[1];
     let losses = empty(logits, positions.len(), 1);
     let flop = FLOP_PER_LOGIT * vocab as f64;
-    in_launches(&logits.client, positions.len() as u32, flop, |first, count| {
+    in_launches(&logits.client, Kernel::Loss, positions.len() as u32, flop, |first, count| {
         // SAFETY: every buffer is passed with its own length; there are as many workgroups as positions, each with its own
         // logits, and targets are below the vocabulary's size.
         unsafe {

@@ -7,9 +7,12 @@
 mod attention;
 mod device_matrix;
 mod head_loss;
+mod launch;
 mod lora_linear;
 mod packed_linear;
 mod pull_back;
 mod rms_norm;
 mod rope;
 mod swiglu;
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,9 @@
 //! unpacked weights, 8 words apart, nor those of inputs meet in a bank; units that read together read neighbours or one word.
 //! Weights lie in memory in the order of their staging (see [`DeviceMatrix`]), so that neighbours read neighbours.
 //!
+//! Outputs, tokens and terms can all be divided among launches, so that none takes longer than a submission may. A launch that
+//! goes on with sums begins with what the one before it has stored, so a cut changes no bit.
+//!
 //! **One token**: there is nothing to use a weight twice for, so nothing is staged. Units read neighbouring words, each sums
 //! its part of a row, and the parts are added in workgroup memory, in order.
 //!
@@ -20,9 +23,9 @@ use burn::backend::tensor::FloatTensor;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::device_matrix::{
-    BLOCK_COLS, BLOCK_ROWS, DeviceMatrix, Encoding, Gpu, Part, block_words, buffer, contiguous, empty, in_launches,
-};
+use super::device_matrix::{BLOCK_COLS, BLOCK_ROWS, DeviceMatrix, Encoding, Part, block_words};
+use super::launch::{Gpu, buffer, contiguous, empty, flop_per_launch, in_launches};
+use crate::gpu_pace::Kernel;
 use crate::ops::Frozen;
 use crate::ops::packed_linear::PackedLinearOps;
 
@@ -72,14 +75,12 @@ pub(super) fn multiply(x: CubeTensor, weight: &Frozen, transposed: bool, onto: &
     let (x, [tokens, _]) = contiguous(x);
     let matrix = weight.on_device(|matrix| DeviceMatrix::upload(matrix, &x.client));
     let y = empty(&x, tokens, if transposed { matrix.cols } else { matrix.rows });
-    let product = Product { x: &x, y: &y, tokens, matrix, transposed };
-    for (index, part) in matrix.parts.iter().enumerate() {
-        // Rows of a transposed product add up over the parts; else every part has outputs of its own.
-        let onto = match transposed && index > 0 {
-            true => &Onto { base: None, branch: None },
-            false => onto,
-        };
-        product.launch(part, onto, transposed && index > 0);
+    let product = Product { x: &x, y: &y, tokens: tokens as u32, matrix, transposed };
+    for part in &matrix.parts {
+        match tokens == 1 && !transposed {
+            true => product.single(part, onto),
+            false => product.tiles(part, onto),
+        }
     }
     y
 }
@@ -88,33 +89,44 @@ pub(super) fn multiply(x: CubeTensor, weight: &Frozen, transposed: bool, onto: &
 struct Product<'a> {
     x: &'a CubeTensor,
     y: &'a CubeTensor,
-    tokens: usize,
+    tokens: u32,
     matrix: &'a DeviceMatrix,
     transposed: bool,
 }
 
 impl Product<'_> {
-    fn launch(&self, part: &Part, onto: &Onto<'_>, accumulate: bool) {
-        let (tokens, matrix) = (self.tokens as u32, self.matrix);
-        let words = block_words(matrix.encoding) as u32;
-        let is_single = tokens == 1 && !self.transposed;
-        let outputs = if self.transposed { matrix.cols } else { part.rows } as u32;
-        let outputs_per_cube = if is_single { LANES / words } else { OUTPUTS };
-        let depth = if self.transposed { part.rows } else { matrix.cols };
-        let flop = 2.0 * f64::from(outputs_per_cube) * f64::from(tokens) * depth as f64;
-        in_launches(&self.x.client, outputs.div_ceil(outputs_per_cube), flop, |first, count| {
-            if is_single {
-                self.launch_single(part, onto, accumulate, first, count);
-            } else {
-                self.launch_tiles(part, onto, accumulate, first, count);
-            }
-        });
+    /// Multiplies with a part, in tiles. Rows of a transposed product add up over the parts; else every part has outputs of
+    /// its own.
+    fn tiles(&self, part: &Part, onto: &Onto<'_>) {
+        let (rows, cols) = (part.rows as u32, self.matrix.cols as u32);
+        let (kernel, outputs, terms) = match self.transposed {
+            true => (Kernel::TransposedTiles, cols, rows),
+            false => (Kernel::Tiles, rows, cols),
+        };
+        let tile = if self.tokens <= 16 { 16 } else { 32 };
+        let tiles = outputs.div_ceil(OUTPUTS) * self.tokens.div_ceil(tile);
+        let flop_per_term = f64::from(2 * OUTPUTS * tile);
+        let at_once = terms_at_once(kernel, terms, flop_per_term);
+        let is_first = !self.transposed || part.first_row == 0;
+        let is_last = !self.transposed || part.first_row + part.rows == self.matrix.rows;
+        for first_term in (0..terms).step_by(at_once as usize) {
+            let end_term = terms.min(first_term + at_once);
+            let span = Span {
+                first_term,
+                end_term,
+                goes_on: !(is_first && first_term == 0),
+                is_last: is_last && end_term == terms,
+            };
+            let flop = flop_per_term * f64::from(end_term - first_term);
+            in_launches(&self.x.client, kernel, tiles, flop, |first, count| {
+                self.launch_tiles(part, onto, &span, tile, first, count);
+            });
+        }
     }
 
-    fn launch_tiles(&self, part: &Part, onto: &Onto<'_>, accumulate: bool, first: u32, count: u32) {
-        let (tokens, matrix) = (self.tokens as u32, self.matrix);
-        let tile = if tokens <= 16 { 16 } else { 32 };
-        let terms = Terms::of(self, onto, accumulate);
+    fn launch_tiles(&self, part: &Part, onto: &Onto<'_>, span: &Span, tile: u32, first: u32, count: u32) {
+        let matrix = self.matrix;
+        let added = Added::of(self, onto, span.is_last);
         // The columns of the part's own rows, and those of all that its sums go over.
         let (own, all) = ((part.first_row as u32, matrix.rows as u32), (0, matrix.cols as u32));
         let ((x_first, x_stride), (y_first, y_stride)) = if self.transposed { (own, all) } else { (all, own) };
@@ -123,29 +135,30 @@ impl Product<'_> {
         unsafe {
             tile_kernel::launch_unchecked(
                 &self.x.client,
-                CubeCount::Static(count, tokens.div_ceil(tile), 1),
+                CubeCount::Static(count, 1, 1),
                 CubeDim::new_1d(UNITS),
                 buffer(self.x),
                 BufferArg::from_raw_parts(part.words.clone(), part.len_words),
                 BufferArg::from_raw_parts(part.scales.clone(), part.len_scales),
-                buffer(terms.base),
-                buffer(terms.thin),
-                buffer(terms.wide),
+                buffer(added.base),
+                buffer(added.thin),
+                buffer(added.wide),
                 buffer(self.y),
-                first,
-                tokens,
-                part.rows as u32,
-                matrix.cols as u32,
-                x_first,
-                x_stride,
-                y_first,
-                y_stride,
-                matrix.offset,
-                terms.rank,
-                terms.scaling,
-                terms.wide_strides[0],
-                terms.wide_strides[1],
-                terms.mode,
+                TileSizesLaunch::new(
+                    first,
+                    self.tokens,
+                    part.rows as u32,
+                    matrix.cols as u32,
+                    span.first_term,
+                    span.end_term,
+                    u32::from(span.goes_on),
+                    x_first,
+                    x_stride,
+                    y_first,
+                    y_stride,
+                    matrix.offset,
+                ),
+                added.terms,
                 matrix.encoding,
                 block_words(matrix.encoding) as u32,
                 tile / 8,
@@ -154,9 +167,20 @@ impl Product<'_> {
         }
     }
 
-    fn launch_single(&self, part: &Part, onto: &Onto<'_>, accumulate: bool, first: u32, count: u32) {
+    /// Multiplies the only token with a part.
+    fn single(&self, part: &Part, onto: &Onto<'_>) {
         let matrix = self.matrix;
-        let terms = Terms::of(self, onto, accumulate);
+        let rows_per_cube = LANES / block_words(matrix.encoding) as u32;
+        let flop = 2.0 * f64::from(rows_per_cube) * matrix.cols as f64;
+        let cubes = (part.rows as u32).div_ceil(rows_per_cube);
+        in_launches(&self.x.client, Kernel::Single, cubes, flop, |first, count| {
+            self.launch_single(part, onto, first, count);
+        });
+    }
+
+    fn launch_single(&self, part: &Part, onto: &Onto<'_>, first: u32, count: u32) {
+        let matrix = self.matrix;
+        let added = Added::of(self, onto, true);
         // SAFETY: as above.
         unsafe {
             single_kernel::launch_unchecked(
@@ -166,20 +190,18 @@ impl Product<'_> {
                 buffer(self.x),
                 BufferArg::from_raw_parts(part.words.clone(), part.len_words),
                 BufferArg::from_raw_parts(part.scales.clone(), part.len_scales),
-                buffer(terms.base),
-                buffer(terms.thin),
-                buffer(terms.wide),
+                buffer(added.base),
+                buffer(added.thin),
+                buffer(added.wide),
                 buffer(self.y),
-                first,
-                part.rows as u32,
-                matrix.cols as u32,
-                part.first_row as u32,
-                matrix.offset,
-                terms.rank,
-                terms.scaling,
-                terms.wide_strides[0],
-                terms.wide_strides[1],
-                terms.mode,
+                SingleSizesLaunch::new(
+                    first,
+                    part.rows as u32,
+                    matrix.cols as u32,
+                    part.first_row as u32,
+                    matrix.offset,
+                ),
+                added.terms,
                 matrix.encoding,
                 block_words(matrix.encoding) as u32,
             );
@@ -187,41 +209,92 @@ impl Product<'_> {
     }
 }
 
-/// Nothing is added.
-const ALONE: u32 = 0;
-/// The base is added.
-const ONTO_BASE: u32 = 1;
-/// What the result holds already is added.
-const ONTO_ITSELF: u32 = 2;
+/// Terms of the sums that one launch goes over: all of them, or as many as one workgroup may.
+fn terms_at_once(kernel: Kernel, terms: u32, flop_per_term: f64) -> u32 {
+    let allowed = (flop_per_launch(kernel) / flop_per_term) as u32;
+    if allowed >= terms { terms.max(1) } else { (allowed / DEPTH * DEPTH).max(DEPTH) }
+}
+
+/// Some terms of the sums of a part.
+struct Span {
+    first_term: u32,
+    end_term: u32,
+    /// Whether terms before these are summed up in the result.
+    goes_on: bool,
+    /// Whether none come after these.
+    is_last: bool,
+}
+
+/// Where the tiles of a launch lie, and the operands.
+#[derive(CubeType, CubeLaunch)]
+struct TileSizes {
+    /// The first tile: those of the same outputs are numbered one after another.
+    first_tile: u32,
+    tokens: u32,
+    /// Of the part of the matrix.
+    rows: u32,
+    cols: u32,
+    first_term: u32,
+    end_term: u32,
+    /// 1 where sums begin with what the result holds.
+    goes_on: u32,
+    x_first: u32,
+    x_stride: u32,
+    y_first: u32,
+    y_stride: u32,
+    offset: f32,
+}
+
+/// Where the rows of a launch for one token lie.
+#[derive(CubeType, CubeLaunch)]
+struct SingleSizes {
+    first_cube: u32,
+    /// Of the part of the matrix.
+    rows: u32,
+    cols: u32,
+    first_row: u32,
+    offset: f32,
+}
+
+/// How a product's addends are read.
+#[derive(CubeType, CubeLaunch)]
+struct Terms {
+    /// 1 where there is a base.
+    has_base: u32,
+    /// 0 where there is no branch.
+    rank: u32,
+    scaling: f32,
+    /// In `wide`, from one output to the next.
+    output_stride: u32,
+    /// In `wide`, from one dimension of the rank to the next.
+    rank_stride: u32,
+}
 
 /// What is added to a product, in the form that kernels take it in. A buffer that is not read is the input's.
-struct Terms<'a> {
+struct Added<'a> {
     base: &'a CubeTensor,
     thin: &'a CubeTensor,
     wide: &'a CubeTensor,
-    rank: u32,
-    scaling: f32,
-    /// From one output to the next, and from one dimension of the rank to the next.
-    wide_strides: [u32; 2],
-    mode: u32,
+    terms: TermsLaunch,
 }
 
-impl<'a> Terms<'a> {
-    fn of(product: &Product<'a>, onto: &Onto<'a>, accumulate: bool) -> Self {
-        let mode = match onto.base {
-            Some(_) => ONTO_BASE,
-            None if accumulate => ONTO_ITSELF,
-            None => ALONE,
-        };
-        let base = onto.base.unwrap_or(product.x);
+impl<'a> Added<'a> {
+    /// Nothing where `is_last` is false: it is added to whole sums.
+    fn of(product: &Product<'a>, onto: &Onto<'a>, is_last: bool) -> Self {
+        let unused = product.x;
+        if !is_last {
+            return Self { base: unused, thin: unused, wide: unused, terms: TermsLaunch::new(0, 0, 0.0, 0, 0) };
+        }
+        let has_base = u32::from(onto.base.is_some());
+        let base = onto.base.unwrap_or(unused);
         let Some(Thin { thin, wide, is_transposed, scaling }) = onto.branch.clone() else {
-            let (thin, wide) = (product.x, product.x);
-            return Self { base, thin, wide, rank: 0, scaling: 0.0, wide_strides: [0, 0], mode };
+            return Self { base, thin: unused, wide: unused, terms: TermsLaunch::new(has_base, 0, 0.0, 0, 0) };
         };
         let [_, rank] = burn::backend::TensorMetadata::shape(thin).dims::<2>();
         let outputs = if product.transposed { product.matrix.cols } else { product.matrix.rows } as u32;
-        let wide_strides = if is_transposed { [1, outputs] } else { [rank as u32, 1] };
-        Self { base, thin, wide, rank: rank as u32, scaling, wide_strides, mode }
+        let (output_stride, rank_stride) = if is_transposed { (1, outputs) } else { (rank as u32, 1) };
+        let terms = TermsLaunch::new(has_base, rank as u32, scaling, output_stride, rank_stride);
+        Self { base, thin, wide, terms }
     }
 }
 
@@ -249,28 +322,16 @@ fn unpack(word: u32, place: u32, offset: f32, #[comptime] encoding: Encoding) ->
     }
 }
 
-/// What a sum is added to.
+/// What is added to the sum of one output of a token, which lies at `to`.
 #[cube]
-fn added(
-    base: &[f32],
-    thin: &[f32],
-    wide: &[f32],
-    own: f32,
-    to: u32,
-    token: u32,
-    output: u32,
-    rank: u32,
-    scaling: f32,
-    output_stride: u32,
-    rank_stride: u32,
-    mode: u32,
-) -> f32 {
+fn added(base: &[f32], thin: &[f32], wide: &[f32], to: u32, token: u32, output: u32, terms: &Terms) -> f32 {
     let mut branch = 0.0f32;
-    for r in 0..rank {
-        branch += thin[(token * rank + r) as usize] * wide[(output * output_stride + r * rank_stride) as usize];
+    for r in 0..terms.rank {
+        let from = output * terms.output_stride + r * terms.rank_stride;
+        branch += thin[(token * terms.rank + r) as usize] * wide[from as usize];
     }
-    let from_base = select(mode == ONTO_BASE, base[select(mode == ONTO_BASE, to, 0) as usize], 0.0);
-    select(mode == ONTO_ITSELF, own, from_base) + scaling * branch
+    let has_base = terms.has_base == 1;
+    select(has_base, base[select(has_base, to, 0) as usize], 0.0) + terms.scaling * branch
 }
 
 #[cube(launch_unchecked)]
@@ -282,20 +343,8 @@ fn tile_kernel(
     thin: &[f32],
     wide: &[f32],
     y: &mut [f32],
-    first_tile: u32,
-    tokens: u32,
-    rows: u32,
-    cols: u32,
-    x_first: u32,
-    x_stride: u32,
-    y_first: u32,
-    y_stride: u32,
-    offset: f32,
-    rank: u32,
-    scaling: f32,
-    output_stride: u32,
-    rank_stride: u32,
-    mode: u32,
+    sizes: &TileSizes,
+    added_terms: &Terms,
     #[comptime] encoding: Encoding,
     #[comptime] block_words: u32,
     #[comptime] steps: u32,
@@ -304,26 +353,35 @@ fn tile_kernel(
     let tile = comptime!(8 * steps);
     let token_stride = comptime!(8 * steps + 1);
     let per_word = comptime!(BLOCK_COLS / block_words);
-    let first_output = (first_tile + CUBE_POS_X) * OUTPUTS;
-    let first_token = CUBE_POS_Y * tile;
-    let col_blocks = cols.div_ceil(BLOCK_COLS);
+    let token_tiles = sizes.tokens.div_ceil(tile);
+    let own_tile = sizes.first_tile + CUBE_POS_X;
+    let first_output = own_tile / token_tiles * OUTPUTS;
+    let first_token = own_tile % token_tiles * tile;
+    let col_blocks = sizes.cols.div_ceil(BLOCK_COLS);
     let (beside, below) = (UNIT_POS_X % 16, UNIT_POS_X / 16);
     let mut inputs = Shared::<[f32]>::new_slice(comptime!((DEPTH * (8 * steps + 1)) as usize));
     let mut weights = Shared::<[f32]>::new_slice(comptime!((DEPTH * WEIGHT_STRIDE) as usize));
     let mut sums = Array::<f32>::new(comptime!((4 * steps) as usize));
+    let terms = if comptime!(transposed) { sizes.rows } else { sizes.cols };
+    let outputs = if comptime!(transposed) { sizes.cols } else { sizes.rows };
+    let goes_on = sizes.goes_on == 1;
     #[unroll]
-    for index in 0..comptime!(4 * steps) {
-        sums[index as usize] = 0.0;
+    for i in 0..steps {
+        #[unroll]
+        for j in 0..4u32 {
+            let (token, output) = (first_token + below + 8 * i, first_output + beside + 16 * j);
+            let is_stored = goes_on && token < sizes.tokens && output < outputs;
+            let from = select(is_stored, token * sizes.y_stride + sizes.y_first + output, 0);
+            sums[(i * 4 + j) as usize] = select(is_stored, y[from as usize], 0.0);
+        }
     }
-    let terms = if comptime!(transposed) { rows } else { cols };
-    let outputs = if comptime!(transposed) { cols } else { rows };
-    let mut depth = 0u32;
-    while depth < terms {
+    let mut depth = sizes.first_term;
+    while depth < sizes.end_term {
         let mut index = UNIT_POS_X;
         while index < tile * DEPTH {
             let (token, term) = (index / DEPTH, index % DEPTH);
-            let inside = first_token + token < tokens && depth + term < terms;
-            let from = select(inside, (first_token + token) * x_stride + x_first + depth + term, 0);
+            let inside = first_token + token < sizes.tokens && depth + term < terms;
+            let from = select(inside, (first_token + token) * sizes.x_stride + sizes.x_first + depth + term, 0);
             inputs[(term * token_stride + token) as usize] = select(inside, x[from as usize], 0.0);
             index += UNITS;
         }
@@ -350,7 +408,7 @@ fn tile_kernel(
             }
             #[unroll]
             for place in 0..per_word {
-                let weight = unpack(bits, place, offset, encoding) * scale + minimum;
+                let weight = unpack(bits, place, sizes.offset, encoding) * scale + minimum;
                 let col = word * per_word + place;
                 let mut to = col * WEIGHT_STRIDE + line;
                 if comptime!(transposed) {
@@ -380,24 +438,10 @@ fn tile_kernel(
         #[unroll]
         for j in 0..4u32 {
             let (token, output) = (first_token + below + 8 * i, first_output + beside + 16 * j);
-            if token < tokens && output < outputs {
-                let to = token * y_stride + y_first + output;
-                let sum = sums[(i * 4 + j) as usize];
-                y[to as usize] = sum
-                    + added(
-                        base,
-                        thin,
-                        wide,
-                        y[to as usize],
-                        to,
-                        token,
-                        y_first + output,
-                        rank,
-                        scaling,
-                        output_stride,
-                        rank_stride,
-                        mode,
-                    );
+            if token < sizes.tokens && output < outputs {
+                let column = sizes.y_first + output;
+                let to = token * sizes.y_stride + column;
+                y[to as usize] = sums[(i * 4 + j) as usize] + added(base, thin, wide, to, token, column, added_terms);
             }
         }
     }
@@ -412,24 +456,16 @@ fn single_kernel(
     thin: &[f32],
     wide: &[f32],
     y: &mut [f32],
-    first_cube: u32,
-    rows: u32,
-    cols: u32,
-    first_row: u32,
-    offset: f32,
-    rank: u32,
-    scaling: f32,
-    output_stride: u32,
-    rank_stride: u32,
-    mode: u32,
+    sizes: &SingleSizes,
+    added_terms: &Terms,
     #[comptime] encoding: Encoding,
     #[comptime] block_words: u32,
 ) {
     let per_word = comptime!(BLOCK_COLS / block_words);
     let rows_per_cube = comptime!(LANES / block_words);
     let (slice, lane) = (UNIT_POS_X / LANES, UNIT_POS_X % LANES);
-    let (row, word) = ((first_cube + CUBE_POS_X) * rows_per_cube + lane / block_words, lane % block_words);
-    let col_blocks = cols.div_ceil(BLOCK_COLS);
+    let (row, word) = ((sizes.first_cube + CUBE_POS_X) * rows_per_cube + lane / block_words, lane % block_words);
+    let col_blocks = sizes.cols.div_ceil(BLOCK_COLS);
     let mut parts = Shared::<[f32]>::new_slice(comptime!((SLICES * LANES) as usize));
     let mut sum = 0.0f32;
     let mut block = slice;
@@ -442,9 +478,9 @@ fn single_kernel(
         let mut inputs = 0.0f32;
         #[unroll]
         for place in 0..per_word {
-            let inside = first_col + place < cols;
+            let inside = first_col + place < sizes.cols;
             let input = select(inside, x[select(inside, first_col + place, 0) as usize], 0.0);
-            products += unpack(bits, place, offset, encoding) * input;
+            products += unpack(bits, place, sizes.offset, encoding) * input;
             inputs += input;
         }
         if comptime!(matches!(encoding, Encoding::Bits4 | Encoding::Bits8)) {
@@ -456,15 +492,14 @@ fn single_kernel(
     }
     parts[UNIT_POS_X as usize] = sum;
     sync_cube();
-    let own_row = (first_cube + CUBE_POS_X) * rows_per_cube + UNIT_POS_X;
-    if UNIT_POS_X < rows_per_cube && own_row < rows {
+    let own_row = (sizes.first_cube + CUBE_POS_X) * rows_per_cube + UNIT_POS_X;
+    if UNIT_POS_X < rows_per_cube && own_row < sizes.rows {
         let mut total = 0.0f32;
         for index in 0..SLICES * block_words {
             let from = (index / block_words) * LANES + UNIT_POS_X * block_words + index % block_words;
             total += parts[from as usize];
         }
-        let to = first_row + own_row;
-        y[to as usize] =
-            total + added(base, thin, wide, y[to as usize], to, 0, to, rank, scaling, output_stride, rank_stride, mode);
+        let to = sizes.first_row + own_row;
+        y[to as usize] = total + added(base, thin, wide, to, 0, to, added_terms);
     }
 }

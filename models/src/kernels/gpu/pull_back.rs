@@ -2,11 +2,11 @@
 
 use burn::backend::tensor::FloatTensor;
 
-use super::device_matrix::Gpu;
-use crate::ops::pull_back::{PullBackOps, scalar};
+use super::launch::{Gpu, empty};
+use crate::ops::pull_back::PullBackOps;
 
 impl PullBackOps for Gpu {
     fn pull_back(y: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
-        scalar::<Self>(&y)
+        empty(&y, 1, 1)
     }
 }

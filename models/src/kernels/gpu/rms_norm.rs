@@ -4,30 +4,36 @@ use burn::backend::tensor::FloatTensor;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use super::device_matrix::{Gpu, contiguous, empty};
+use super::launch::{Gpu, buffer, contiguous, empty, in_launches};
+use crate::gpu_pace::Kernel;
 use crate::ops::rms_norm::{NormWeight, RmsNormKernel, RmsNormOps};
 
 /// Units of a workgroup.
 const UNITS: u32 = 64;
+/// FLOP of a value of a row, forwards.
+const FLOP: f64 = 4.0;
 
 impl RmsNormOps for Gpu {
     fn rms_norm(x: FloatTensor<Self>, weight: NormWeight) -> FloatTensor<Self> {
         let (x, [rows, width]) = contiguous(x);
         let y = empty(&x, rows, width);
         let on_device: &Handle = weight.on_device(|values| x.client.create_from_slice(bytemuck::cast_slice(values)));
-        // SAFETY: every buffer is passed with its own length, and there are as many workgroups as rows.
-        unsafe {
-            forward_kernel::launch_unchecked(
-                &x.client,
-                CubeCount::Static(rows as u32, 1, 1),
-                CubeDim::new_1d(UNITS),
-                BufferArg::from_raw_parts(x.handle.clone(), rows * width),
-                BufferArg::from_raw_parts(on_device.clone(), width),
-                BufferArg::from_raw_parts(y.handle.clone(), rows * width),
-                width as u32,
-                weight.epsilon(),
-            );
-        }
+        in_launches(&x.client, Kernel::Norm, rows as u32, FLOP * width as f64, |first, count| {
+            // SAFETY: every buffer is passed with its own length, and there are as many workgroups as rows.
+            unsafe {
+                forward_kernel::launch_unchecked(
+                    &x.client,
+                    CubeCount::Static(count, 1, 1),
+                    CubeDim::new_1d(UNITS),
+                    buffer(&x),
+                    BufferArg::from_raw_parts(on_device.clone(), width),
+                    buffer(&y),
+                    first,
+                    width as u32,
+                    weight.epsilon(),
+                );
+            }
+        });
         y
     }
 }
@@ -37,20 +43,23 @@ impl RmsNormKernel for Gpu {
         let ((x, [rows, width]), (dy, _)) = (contiguous(x), contiguous(dy));
         let dx = empty(&x, rows, width);
         let on_device: &Handle = weight.on_device(|values| x.client.create_from_slice(bytemuck::cast_slice(values)));
-        // SAFETY: as above.
-        unsafe {
-            backward_kernel::launch_unchecked(
-                &x.client,
-                CubeCount::Static(rows as u32, 1, 1),
-                CubeDim::new_1d(UNITS),
-                BufferArg::from_raw_parts(x.handle.clone(), rows * width),
-                BufferArg::from_raw_parts(dy.handle.clone(), rows * width),
-                BufferArg::from_raw_parts(on_device.clone(), width),
-                BufferArg::from_raw_parts(dx.handle.clone(), rows * width),
-                width as u32,
-                weight.epsilon(),
-            );
-        }
+        in_launches(&x.client, Kernel::Norm, rows as u32, 3.0 * FLOP * width as f64, |first, count| {
+            // SAFETY: as above.
+            unsafe {
+                backward_kernel::launch_unchecked(
+                    &x.client,
+                    CubeCount::Static(count, 1, 1),
+                    CubeDim::new_1d(UNITS),
+                    buffer(&x),
+                    buffer(&dy),
+                    BufferArg::from_raw_parts(on_device.clone(), width),
+                    buffer(&dx),
+                    first,
+                    width as u32,
+                    weight.epsilon(),
+                );
+            }
+        });
         dx
     }
 }
@@ -69,8 +78,8 @@ fn sum_of_units(own: f32, partial: &mut Shared<[f32]>) -> f32 {
 }
 
 #[cube(launch_unchecked)]
-fn forward_kernel(x: &[f32], weight: &[f32], y: &mut [f32], width: u32, epsilon: f32) {
-    let start = CUBE_POS_X * width;
+fn forward_kernel(x: &[f32], weight: &[f32], y: &mut [f32], first_row: u32, width: u32, epsilon: f32) {
+    let start = (first_row + CUBE_POS_X) * width;
     let mut partial = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
     let mut squares = 0.0f32;
     let mut k = UNIT_POS_X;
@@ -89,8 +98,8 @@ fn forward_kernel(x: &[f32], weight: &[f32], y: &mut [f32], width: u32, epsilon:
 }
 
 #[cube(launch_unchecked)]
-fn backward_kernel(x: &[f32], dy: &[f32], weight: &[f32], dx: &mut [f32], width: u32, epsilon: f32) {
-    let start = CUBE_POS_X * width;
+fn backward_kernel(x: &[f32], dy: &[f32], weight: &[f32], dx: &mut [f32], first_row: u32, width: u32, epsilon: f32) {
+    let start = (first_row + CUBE_POS_X) * width;
     let mut partial = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
     let mut squares = 0.0f32;
     let mut products = 0.0f32;

@@ -3,28 +3,35 @@
 use burn::backend::tensor::FloatTensor;
 use cubecl::prelude::*;
 
-use super::device_matrix::{Gpu, contiguous, empty};
+use super::launch::{Gpu, buffer, contiguous, empty, in_launches};
+use crate::gpu_pace::Kernel;
 use crate::ops::swiglu::{SwigluKernel, SwigluOps};
 
 /// Units of a workgroup.
 const UNITS: u32 = 64;
+/// FLOP of an element, forwards, an exponential counted as 8.
+const FLOP: f64 = 12.0;
 
 impl SwigluOps for Gpu {
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
         let ((gate, [rows, width]), (up, _)) = (contiguous(gate), contiguous(up));
-        let (y, len) = (empty(&gate, rows, width), rows * width);
-        // SAFETY: every buffer is passed with its own length, and a unit past the end does nothing.
-        unsafe {
-            forward_kernel::launch_unchecked(
-                &gate.client,
-                CubeCount::Static((len as u32).div_ceil(UNITS), 1, 1),
-                CubeDim::new_1d(UNITS),
-                BufferArg::from_raw_parts(gate.handle.clone(), len),
-                BufferArg::from_raw_parts(up.handle.clone(), len),
-                BufferArg::from_raw_parts(y.handle.clone(), len),
-                len as u32,
-            );
-        }
+        let (y, len) = (empty(&gate, rows, width), (rows * width) as u32);
+        let flop = FLOP * f64::from(UNITS);
+        in_launches(&gate.client, Kernel::Elementwise, len.div_ceil(UNITS), flop, |first, count| {
+            // SAFETY: every buffer is passed with its own length, and a unit past the end does nothing.
+            unsafe {
+                forward_kernel::launch_unchecked(
+                    &gate.client,
+                    CubeCount::Static(count, 1, 1),
+                    CubeDim::new_1d(UNITS),
+                    buffer(&gate),
+                    buffer(&up),
+                    buffer(&y),
+                    first * UNITS,
+                    len,
+                );
+            }
+        });
         y
     }
 }
@@ -36,40 +43,46 @@ impl SwigluKernel for Gpu {
         dy: FloatTensor<Self>,
     ) -> [FloatTensor<Self>; 2] {
         let ((gate, [rows, width]), (up, _), (dy, _)) = (contiguous(gate), contiguous(up), contiguous(dy));
-        let (d_gate, d_up, len) = (empty(&gate, rows, width), empty(&gate, rows, width), rows * width);
-        // SAFETY: as above.
-        unsafe {
-            backward_kernel::launch_unchecked(
-                &gate.client,
-                CubeCount::Static((len as u32).div_ceil(UNITS), 1, 1),
-                CubeDim::new_1d(UNITS),
-                BufferArg::from_raw_parts(gate.handle.clone(), len),
-                BufferArg::from_raw_parts(up.handle.clone(), len),
-                BufferArg::from_raw_parts(dy.handle.clone(), len),
-                BufferArg::from_raw_parts(d_gate.handle.clone(), len),
-                BufferArg::from_raw_parts(d_up.handle.clone(), len),
-                len as u32,
-            );
-        }
+        let (d_gate, d_up, len) = (empty(&gate, rows, width), empty(&gate, rows, width), (rows * width) as u32);
+        let flop = 1.5 * FLOP * f64::from(UNITS);
+        in_launches(&gate.client, Kernel::Elementwise, len.div_ceil(UNITS), flop, |first, count| {
+            // SAFETY: as above.
+            unsafe {
+                backward_kernel::launch_unchecked(
+                    &gate.client,
+                    CubeCount::Static(count, 1, 1),
+                    CubeDim::new_1d(UNITS),
+                    buffer(&gate),
+                    buffer(&up),
+                    buffer(&dy),
+                    buffer(&d_gate),
+                    buffer(&d_up),
+                    first * UNITS,
+                    len,
+                );
+            }
+        });
         [d_gate, d_up]
     }
 }
 
 #[cube(launch_unchecked)]
-fn forward_kernel(gate: &[f32], up: &[f32], y: &mut [f32], len: u32) {
-    if (ABSOLUTE_POS as u32) < len {
-        let g = gate[ABSOLUTE_POS];
-        y[ABSOLUTE_POS] = g / (1.0 + (-g).exp()) * up[ABSOLUTE_POS];
+fn forward_kernel(gate: &[f32], up: &[f32], y: &mut [f32], first: u32, len: u32) {
+    let at = first + ABSOLUTE_POS as u32;
+    if at < len {
+        let g = gate[at as usize];
+        y[at as usize] = g / (1.0 + (-g).exp()) * up[at as usize];
     }
 }
 
 #[cube(launch_unchecked)]
-fn backward_kernel(gate: &[f32], up: &[f32], dy: &[f32], d_gate: &mut [f32], d_up: &mut [f32], len: u32) {
-    if (ABSOLUTE_POS as u32) < len {
-        let g = gate[ABSOLUTE_POS];
-        let d = dy[ABSOLUTE_POS];
+fn backward_kernel(gate: &[f32], up: &[f32], dy: &[f32], d_gate: &mut [f32], d_up: &mut [f32], first: u32, len: u32) {
+    let at = first + ABSOLUTE_POS as u32;
+    if at < len {
+        let g = gate[at as usize];
+        let d = dy[at as usize];
         let sigmoid = 1.0 / (1.0 + (-g).exp());
-        d_up[ABSOLUTE_POS] = d * g * sigmoid;
-        d_gate[ABSOLUTE_POS] = d * up[ABSOLUTE_POS] * sigmoid * (1.0 + g * (1.0 - sigmoid));
+        d_up[at as usize] = d * g * sigmoid;
+        d_gate[at as usize] = d * up[at as usize] * sigmoid * (1.0 + g * (1.0 - sigmoid));
     }
 }
