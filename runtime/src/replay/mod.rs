@@ -1,4 +1,5 @@
 #![doc = include_str!("FORMAT.md")]
+#![forbid(unsafe_code)]
 
 mod append;
 mod batch;
