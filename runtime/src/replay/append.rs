@@ -104,6 +104,37 @@ impl<M: Medium> ReplayLog<M> {
         Ok(())
     }
 
+    /// Learns what tokens were seen from the newest table and the frames behind it, in the newest two segments.
+    pub(super) fn take_coding(&mut self) -> Result<Coding, ReplayError<M::Error>> {
+        if let Some(coding) = self.coding.take() {
+            return Ok(coding);
+        }
+        let mut coding = Coding::new();
+        let newest: Vec<Segment> = self.segments.iter().rev().take(2).rev().copied().collect();
+        for segment in newest {
+            coding.in_force = InForce::none();
+            let base = self.geometry.base(segment.slot);
+            let mut at = segment.header_bytes() as u32;
+            while at < segment.used_bytes {
+                let Some(frame) = self.read_frame(base + at)? else { break };
+                let mut examples = Vec::new();
+                self.decode_frame(base + at, &mut |_, decoded| {
+                    examples.extend(decoded.into_iter().map(|(_, example)| example));
+                    true
+                })?;
+                match self.brought_table(base + at)? {
+                    Some(table) => coding.found_table(table, at),
+                    None => examples.iter().for_each(|example| coding.found_tokens(example.tokens())),
+                }
+                at += self.geometry.frame_bytes(frame.header.payload_bytes);
+            }
+        }
+        if self.active.is_none() {
+            coding.in_force = InForce::none();
+        }
+        Ok(coding)
+    }
+
     pub(super) fn check_alive(&self) -> Result<(), ReplayError<M::Error>> {
         match self.is_dead {
             true => Err(ReplayError::Dead),

@@ -2,7 +2,9 @@
 //!
 //! 22 bytes per record in chunks that stay filled to three quarters, so at most 30 in all, and each task tag once. There
 //! is no table for the lookup by content: a key is looked for among the tags, two bytes a record that stand side by side,
-//! and who looks then reads the few records that have the same tag, which takes longer than to find them.
+//! and who looks then reads the few records that have the same tag, which takes longer than to find them: a million tags are
+//! looked through in 56 us (two busy cores, EPYC; `cargo test ... time_of_a_search` below), once for each example that is
+//! observed, before a sync that takes longer.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -269,13 +271,15 @@ mod tests {
 
     #[test]
     fn a_record_takes_at_most_32_bytes_whatever_is_removed() {
+        // Fewer under Miri, which is a thousand times slower.
+        const REMOVALS: u64 = if cfg!(miri) { 1_000 } else { 20_000 };
         let mut index = Index::default();
         let mut model = BTreeMap::new();
-        for id in 0..60_000_u64 {
+        for id in 0..3 * REMOVALS {
             index.insert(listed(id, mix(id) as u16, "t", 5));
             model.insert(id, mix(id) as u16);
             // Removal is rare first, then as frequent as insertion, then more so.
-            for nth in 0..id / 20_000 {
+            for nth in 0..id / REMOVALS {
                 let victim = mix(id ^ mix(nth)) % (id + 1);
                 assert_eq!(index.remove(victim).is_some(), model.remove(&victim).is_some());
             }
@@ -290,6 +294,24 @@ mod tests {
         let (&last, &tag) = model.iter().next_back().unwrap();
         assert_eq!(index.with_tag(tag, last).map(|entry| entry.id), Some(last));
         assert_eq!(index.range(last..u64::MAX).count(), 1);
+    }
+
+    /// `cargo test --release -p mynah --no-default-features --lib -- --ignored --nocapture time_of`
+    #[test]
+    #[ignore = "measures, and decides nothing"]
+    fn time_of_a_search_among_a_million_tags() {
+        extern crate std;
+        let mut index = Index::default();
+        for id in 0..1_000_000 {
+            // No record has tag 0, so all are looked at.
+            index.insert(listed(id, 1 + (mix(id) % 0xFFFF) as u16, "t", 5));
+        }
+        let best = (0..200).map(|_| {
+            let start = std::time::Instant::now();
+            assert_eq!(core::hint::black_box(&index).with_tag(0, 0), None);
+            start.elapsed()
+        });
+        std::eprintln!("{:?}", best.min().unwrap());
     }
 
     #[test]

@@ -1,4 +1,5 @@
 #![doc = include_str!("FORMAT.md")]
+#![forbid(unsafe_code)]
 
 mod append;
 mod batch;
@@ -11,15 +12,19 @@ mod frame;
 mod index;
 mod log;
 mod policy;
+mod query;
+mod read;
 mod record;
 mod recover;
 mod repair;
+mod rewrite;
 mod route;
 mod score;
 mod seal;
 mod segment;
 mod stage;
 mod tables;
+mod tally;
 
 #[cfg(test)]
 mod tests;

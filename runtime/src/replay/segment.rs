@@ -379,9 +379,11 @@ mod tests {
     #[test]
     fn one_flipped_bit_of_a_segment_header_is_put_right_and_two_are_seen() {
         use crate::replay::repair::repair_header;
+        // Fewer under Miri, which is a thousand times slower.
+        const STEP: usize = if cfg!(miri) { 97 } else { 1 };
         let bytes = HEADER.encode();
         assert_eq!(SegmentHeader::parse(&bytes), HeaderState::Valid(HEADER));
-        for bit in 0..bytes.len() * 8 {
+        for bit in (0..bytes.len() * 8).step_by(STEP) {
             let mut flipped = bytes;
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(SegmentHeader::parse(&flipped), HeaderState::Broken);

@@ -47,9 +47,11 @@ fn table_of(records: &[Vec<u32>]) -> TokenTable {
 
 #[test]
 fn every_frame_comes_back_with_any_table() {
-    let past = speech(1, 400, 49_152);
+    // Fewer under Miri, which is a thousand times slower.
+    const SEEDS: u64 = if cfg!(miri) { 2 } else { 30 };
+    let past = speech(1, 13 * SEEDS as usize, 49_152);
     for table in [TokenTable::untrained(), table_of(&past), table_of(&past[..20])] {
-        for seed in 0..30 {
+        for seed in 0..SEEDS {
             let records = speech(2 + seed, seed as usize, 49_152);
             let bytes = table.encode(slices(&records));
             assert_eq!(decoded(&table, &bytes, &records), records);
@@ -59,9 +61,11 @@ fn every_frame_comes_back_with_any_table() {
 
 #[test]
 fn any_ids_and_any_lengths_come_back() {
+    // Fewer under Miri, which is a thousand times slower.
+    const TOKENS: u64 = if cfg!(miri) { 50 } else { 5000 };
     let extremes = vec![0, u32::MAX, u32::MAX - 1, 55, 56, 57, 1 << 31, 200, u32::MAX, u32::MAX];
-    let uniform = (0..5000).map(|at| mix(at) as u32).collect();
-    let records = [vec![], extremes, vec![9; 3000], uniform, vec![], vec![u32::MAX]];
+    let uniform = (0..TOKENS).map(|at| mix(at) as u32).collect();
+    let records = [vec![], extremes, vec![9; TOKENS as usize / 2], uniform, vec![], vec![u32::MAX]];
     for table in [TokenTable::untrained(), table_of(&records)] {
         let bytes = table.encode(slices(&records));
         assert_eq!(decoded(&table, &bytes, &records), records);
@@ -69,6 +73,7 @@ fn any_ids_and_any_lengths_come_back() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "as long as a frame may be, it takes hours under Miri")]
 fn a_frame_may_be_so_large_that_its_weights_stop_growing() {
     let records = [(0..MAX_FRAME_TOKENS as u64).map(|at| mix(at) as u32 % 40_000).collect::<Vec<u32>>()];
     let table = TokenTable::untrained();
@@ -81,7 +86,7 @@ fn a_frame_may_be_so_large_that_its_weights_stop_growing() {
 
 #[test]
 fn reading_stops_where_it_is_told() {
-    let records = speech(5, 16, 49_152);
+    let records = speech(5, 8, 49_152);
     let table = table_of(&records);
     let bytes = table.encode(slices(&records));
     let mut read = 0;
@@ -96,8 +101,10 @@ fn reading_stops_where_it_is_told() {
 
 #[test]
 fn hostile_bytes_give_tokens_and_no_panic() {
-    let table = table_of(&speech(1, 300, 49_152));
-    for seed in 0..3000_u64 {
+    // Fewer under Miri, which is a thousand times slower.
+    const SEEDS: u64 = if cfg!(miri) { 20 } else { 3000 };
+    let table = table_of(&speech(1, SEEDS as usize / 10, 49_152));
+    for seed in 0..SEEDS {
         let bytes: Vec<u8> = (0..seed % 60).map(|at| mix(seed << 8 | at) as u8).collect();
         let mut read = 0;
         table.decode(&bytes, [40, 0, 100].into_iter(), |record| {
@@ -122,6 +129,7 @@ fn the_bytes_are_those_of_version_1() {
 
 /// What the codec is for: a table from the store's own past, and what a frame repeats, make ids cheap.
 #[test]
+#[cfg_attr(miri, ignore = "measures sizes over more than Miri can do in minutes")]
 fn tables_and_repetition_pay() {
     let bits = |table: &TokenTable, records: &[Vec<u32>]| {
         let tokens: usize = records.iter().map(Vec::len).sum();

@@ -56,9 +56,11 @@ fn live_records_keep_their_ids_and_the_rest_gives_its_room_back() {
 
 #[test]
 fn a_full_log_makes_room_for_as_long_as_records_are_removed() {
+    // Fewer under Miri, which is a thousand times slower.
+    const APPENDS: u64 = if cfg!(miri) { 60 } else { 2000 };
     let (mut log, _) = open(SimFlash::<8, 512>::new(8), 1);
     let mut live = BTreeMap::new();
-    for nth in 0..2000_u64 {
+    for nth in 0..APPENDS {
         let id = log.append(&[example(nth)]).unwrap()[0];
         live.insert(id, example(nth));
         if live.len() > 15 {
@@ -102,6 +104,7 @@ fn a_full_log_of_live_records_refuses_more_and_can_still_remove() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes hours under Miri")]
 fn eviction_drops_what_its_rule_names_and_never_comes_back() {
     for rule in [Eviction::Oldest, Eviction::LowestScore] {
         let config = LogConfig { eviction: Some(rule), quota_bytes: Some(8 * 512), ..config(1) };
@@ -190,6 +193,7 @@ fn removals_are_dropped_when_their_records_are_gone_and_the_log_was_opened_again
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes hours under Miri")]
 fn erases_are_spread_although_most_records_never_change() {
     let (mut log, _) = open(SimFlash::<8, 512>::new(16), 1);
     let cold: Vec<Example> = (0..60).map(example).collect();
@@ -263,6 +267,7 @@ fn check_forgotten(log: &mut ReplayLog<SimFlash<8, 512>>, forgotten: ExampleId) 
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes hours under Miri")]
 fn no_byte_of_a_forgotten_record_stays_after_power_cuts_and_damage() {
     let (mut forgotten, mut empty_ends) = (0, 0);
     for seed in seeds(0..1000) {

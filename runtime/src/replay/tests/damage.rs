@@ -25,11 +25,13 @@ fn check_only_truth<M: Medium>(log: &mut ReplayLog<M>, stored: &[Example]) -> us
 
 #[test]
 fn a_flipped_bit_costs_the_last_batch_at_most_and_is_reported() {
+    // Fewer under Miri, which is a thousand times slower.
+    const STEP: usize = if cfg!(miri) { 9001 } else { 1 };
     let (flash, stored) = filled(20);
     let (log, _) = open(flash.clone(), 1);
     let used_bytes = flash.image().iter().rposition(|&byte| byte != 0xFF).unwrap();
     let last_frame_at = log.index.iter().last().unwrap().frame_at as usize;
-    for bit in 0..flash.image().len() * 8 {
+    for bit in (0..flash.image().len() * 8).step_by(STEP) {
         let mut flipped = flash.clone();
         flipped.flip_bit(bit);
         let (mut log, report) = open(flipped, 1);
@@ -78,8 +80,10 @@ fn what_is_lost_is_counted_and_its_ids_are_not_given_out_again() {
 
 #[test]
 fn a_bit_that_flips_while_the_log_is_open_is_put_right_when_it_is_read() {
+    // Fewer under Miri, which is a thousand times slower.
+    const STEP: usize = if cfg!(miri) { 901 } else { 3 };
     let (flash, stored) = filled(3);
-    for bit in (0..512 * 8).step_by(3) {
+    for bit in (0..512 * 8).step_by(STEP) {
         let (log, _) = open(flash.clone(), 1);
         let mut flash = log.into_medium();
         let (_, before) = ReplayLog::open(&mut flash, &config(1)).unwrap();
@@ -225,8 +229,10 @@ fn a_frame_with_a_wrong_id_never_joins_the_log() {
 
 #[test]
 fn mangled_images_never_give_wrong_data() {
+    // Fewer under Miri, which is a thousand times slower.
+    const SEEDS: u64 = if cfg!(miri) { 5 } else { 20_000 };
     let (flash, stored) = filled(20);
-    for seed in 0..20_000 {
+    for seed in 0..SEEDS {
         check_mangled(&flash, &stored, seed);
     }
 }
@@ -244,8 +250,10 @@ fn mangled_images_many() {
 /// Random bytes with real headers, frames and their checksums strewn in.
 #[test]
 fn random_images_never_panic() {
+    // Fewer under Miri, which is a thousand times slower.
+    const SEEDS: u64 = if cfg!(miri) { 5 } else { 20_000 };
     let (flash, _) = filled(20);
-    for seed in 0..20_000_u64 {
+    for seed in 0..SEEDS {
         let mut image: Vec<u8> = (0..2048 / 8).flat_map(|at| mix(seed ^ mix(at)).to_le_bytes()).collect();
         for nth in 0..mix(seed) % 5 {
             let noise = mix(seed ^ mix(nth + 77));
@@ -266,7 +274,9 @@ fn random_images_never_panic() {
 #[test]
 fn crafted_images_never_panic() {
     use crate::replay::segment::{FrameHeader, Moved, SegmentHeader};
-    for seed in 0..20_000_u64 {
+    // Fewer under Miri, which is a thousand times slower.
+    const SEEDS: u64 = if cfg!(miri) { 5 } else { 20_000 };
+    for seed in 0..SEEDS {
         let noise = |nth: u64| mix(seed ^ mix(nth));
         let small_or_huge = |nth: u64| match noise(nth) % 4 {
             0 => u64::MAX - noise(nth + 50) % 3,
