@@ -26,9 +26,9 @@ pub struct ComputeDevice {
 pub struct GpuWork {
     /// Kernels launched, burn's own included.
     pub launches: u64,
-    /// Tensors read back: the host waits for each.
+    /// Reads of results, of several tensors at once too: the host waits for each.
     pub reads: u64,
-    /// How long each submission took, from its begin to the host's notice of its end; the last one's end is not waited for.
+    /// How long each submission took, from its begin to the host's notice of its end. What a read hands over is not among them.
     pub submissions: Vec<Duration>,
 }
 
@@ -154,11 +154,9 @@ impl ComputeDevice {
     /// [`ComputeError::DeviceLost`] if the device is gone, [`ComputeError::OutOfMemory`] if it had no room for a tensor,
     /// [`ComputeError::Device`] if an operation that this one depends on failed.
     pub fn read<const D: usize>(&self, tensor: Tensor<D>) -> Result<Vec<f32>, ComputeError> {
-        if let Some(gpu) = &self.gpu {
-            gpu.count_read();
-        }
-        let data = tensor.try_into_data().map_err(|error| self.failed(error.to_string()))?;
-        self.values(data)
+        let data = tensor.try_into_data();
+        self.count_read();
+        self.values(data.map_err(|error| self.failed(error.to_string()))?)
     }
 
     /// Reads several tensors as [`Self::read`] does one, and waits for the device once. They come in their order.
@@ -169,12 +167,17 @@ impl ComputeDevice {
         if tensors.is_empty() {
             return Ok(Vec::new());
         }
+        let all = tensors.into_iter().fold(Transaction::default(), Transaction::register);
+        let data = all.try_execute();
+        self.count_read();
+        let data = data.map_err(|error| self.failed(error.to_string()))?;
+        data.into_iter().map(|data| self.values(data)).collect()
+    }
+
+    fn count_read(&self) {
         if let Some(gpu) = &self.gpu {
             gpu.count_read();
         }
-        let all = tensors.into_iter().fold(Transaction::default(), Transaction::register);
-        let data = all.try_execute().map_err(|error| self.failed(error.to_string()))?;
-        data.into_iter().map(|data| self.values(data)).collect()
     }
 
     /// What was read from the device, if nothing went wrong there.

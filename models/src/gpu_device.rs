@@ -200,9 +200,10 @@ impl Gpu {
         let _ = self.fault.set(fault);
     }
 
-    /// Counts a tensor that is read back.
+    /// Counts that results were read, once for all that were waited for together.
     pub(crate) fn count_read(&self) {
         self.reads.fetch_add(1, Ordering::Relaxed);
+        self.pace.all_done();
     }
 
     /// Does `work`, and counts what it asks for.
