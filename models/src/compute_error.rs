@@ -89,7 +89,17 @@ pub enum ComputeError {
         /// What its driver said.
         message: String,
     },
-    /// The device failed: out of memory, or a fault in its driver. Work on it since the last result is gone.
+    /// The device's memory, or what it may use of that, is exhausted. Work on it since the last result is gone.
+    #[error(
+        "the {device} has no memory left for a tensor of {bytes} bytes: compute fewer tokens at a time, or on the CPU"
+    )]
+    OutOfMemory {
+        /// The device in words.
+        device: String,
+        /// Bytes of the tensor that did not fit; of the newest one, where the driver said so later.
+        bytes: u64,
+    },
+    /// The device failed: a fault in its driver. Work on it since the last result is gone.
     #[error("the {device} failed: {message}")]
     Device {
         /// The device in words.
@@ -108,6 +118,6 @@ pub enum ComputeError {
 impl ComputeError {
     /// Whether the device failed, so that the same work can succeed on another.
     pub fn is_device_failure(&self) -> bool {
-        matches!(self, Self::Device { .. } | Self::DeviceLost { .. })
+        matches!(self, Self::Device { .. } | Self::DeviceLost { .. } | Self::OutOfMemory { .. })
     }
 }

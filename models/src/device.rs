@@ -26,10 +26,20 @@ pub struct ComputeDevice {
 pub struct GpuWork {
     /// Kernels launched, burn's own included.
     pub launches: u64,
-    /// Tensors read back: the host waits for each.
+    /// Reads of results, of several tensors at once too: the host waits for each.
     pub reads: u64,
-    /// How long each submission took, from its begin to the host's notice of its end; the last one's end is not waited for.
+    /// How long each submission took, from its begin to the host's notice of its end. What a read hands over is not among them.
     pub submissions: Vec<Duration>,
+}
+
+/// Why a GPU computes nothing any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "gpu"), expect(dead_code))]
+pub(crate) enum Fault {
+    /// It is gone, or an error belongs to no operation, so that no result can be trusted.
+    Lost(String),
+    /// There was no room for a tensor of so many bytes.
+    OutOfMemory(u64),
 }
 
 impl ComputeDevice {
@@ -45,6 +55,25 @@ impl ComputeDevice {
     pub fn gpu() -> Result<Self, ComputeError> {
         let gpu = gpu_device::open()?;
         Ok(Self { burn: gpu.burn().clone(), gpu: Some(gpu), precision: Precision::Exact })
+    }
+
+    /// A GPU as [`Self::gpu`] gives it, opened with these limits, without half precision and subgroups, as the smallest GPUs
+    /// are. It takes the place of the one that was open.
+    ///
+    /// # Errors
+    /// As [`Self::gpu`].
+    #[cfg(feature = "gpu")]
+    pub fn gpu_within(limits: burn::tensor::wgpu::wgpu::Limits) -> Result<Self, ComputeError> {
+        let gpu = gpu_device::open_within(limits)?;
+        Ok(Self { burn: gpu.burn().clone(), gpu: Some(gpu), precision: Precision::Exact })
+    }
+
+    /// Lets tensors on a GPU take so many bytes, weights included; what would take more ends with
+    /// [`ComputeError::OutOfMemory`]. Without effect on the CPU.
+    pub fn limit_memory(&self, bytes: u64) {
+        if let Some(gpu) = &self.gpu {
+            gpu.limit_memory(bytes);
+        }
     }
 
     /// The same device, computing with another precision. A GPU's stays f32.
@@ -122,14 +151,12 @@ impl ComputeDevice {
     /// Waits for everything submitted, and reads a tensor of f32 in row-major order.
     ///
     /// # Errors
-    /// [`ComputeError::DeviceLost`] if the device is gone, [`ComputeError::Device`] if an operation that the tensor depends
-    /// on failed.
+    /// [`ComputeError::DeviceLost`] if the device is gone, [`ComputeError::OutOfMemory`] if it had no room for a tensor,
+    /// [`ComputeError::Device`] if an operation that this one depends on failed.
     pub fn read<const D: usize>(&self, tensor: Tensor<D>) -> Result<Vec<f32>, ComputeError> {
-        if let Some(gpu) = &self.gpu {
-            gpu.count_read();
-        }
-        let data = tensor.try_into_data().map_err(|error| self.failed(error.to_string()))?;
-        self.values(data)
+        let data = tensor.try_into_data();
+        self.count_read();
+        self.values(data.map_err(|error| self.failed(error.to_string()))?)
     }
 
     /// Reads several tensors as [`Self::read`] does one, and waits for the device once. They come in their order.
@@ -140,12 +167,17 @@ impl ComputeDevice {
         if tensors.is_empty() {
             return Ok(Vec::new());
         }
+        let all = tensors.into_iter().fold(Transaction::default(), Transaction::register);
+        let data = all.try_execute();
+        self.count_read();
+        let data = data.map_err(|error| self.failed(error.to_string()))?;
+        data.into_iter().map(|data| self.values(data)).collect()
+    }
+
+    fn count_read(&self) {
         if let Some(gpu) = &self.gpu {
             gpu.count_read();
         }
-        let all = tensors.into_iter().fold(Transaction::default(), Transaction::register);
-        let data = all.try_execute().map_err(|error| self.failed(error.to_string()))?;
-        data.into_iter().map(|data| self.values(data)).collect()
     }
 
     /// What was read from the device, if nothing went wrong there.
@@ -153,7 +185,7 @@ impl ComputeDevice {
         // Storage is read as late as here.
         let values = data.try_into_vec().map_err(|error| self.failed(format!("{error:?}")))?;
         match self.gpu.as_ref().and_then(|gpu| gpu.fault()) {
-            Some(fault) => Err(self.lost(fault.to_owned())),
+            Some(fault) => Err(self.error_of(fault)),
             None => Ok(values),
         }
     }
@@ -163,18 +195,21 @@ impl ComputeDevice {
         if let Some(gpu) = &self.gpu {
             gpu.settle();
         }
-        match (self.burn.sync(), self.gpu.as_ref().and_then(|gpu| gpu.fault())) {
-            (_, Some(fault)) => self.lost(fault.to_owned()),
-            (Err(ExecutionError::DevicePoisoned { reason }), None) => self.lost(reason),
-            _ => ComputeError::Device { device: self.name().to_owned(), message },
+        if let (Err(ExecutionError::DevicePoisoned { reason }), Some(gpu)) = (self.burn.sync(), &self.gpu) {
+            gpu.give_up(Fault::Lost(reason));
+        }
+        match self.gpu.as_ref().and_then(|gpu| gpu.fault()) {
+            Some(fault) => self.error_of(fault),
+            None => ComputeError::Device { device: self.name().to_owned(), message },
         }
     }
 
-    fn lost(&self, message: String) -> ComputeError {
-        if let Some(gpu) = &self.gpu {
-            gpu.give_up(message.clone());
+    fn error_of(&self, fault: &Fault) -> ComputeError {
+        let device = self.name().to_owned();
+        match fault {
+            Fault::Lost(message) => ComputeError::DeviceLost { device, message: message.clone() },
+            Fault::OutOfMemory(bytes) => ComputeError::OutOfMemory { device, bytes: *bytes },
         }
-        ComputeError::DeviceLost { device: self.name().to_owned(), message }
     }
 }
 

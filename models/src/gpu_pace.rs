@@ -69,8 +69,9 @@ pub(crate) struct Pace {
 #[derive(Debug)]
 struct State {
     estimate: Estimate,
-    /// Launched since the last submission.
+    /// Launched since the last submission, and when that began.
     pending: Seconds,
+    pending_since: Option<Instant>,
     submitted: u64,
     running: Option<Submission>,
     last_done: Option<Instant>,
@@ -80,7 +81,8 @@ struct State {
 #[derive(Debug)]
 struct Submission {
     index: wgpu::SubmissionIndex,
-    at: Instant,
+    /// Its first launch: some drivers work while they are handed it.
+    since: Instant,
     /// When the driver said that it is done.
     done: Arc<OnceLock<Instant>>,
     expected: Seconds,
@@ -99,6 +101,7 @@ impl Pace {
         let state = State {
             estimate: Estimate::default(),
             pending: Seconds::default(),
+            pending_since: None,
             submitted: 0,
             running: None,
             last_done: None,
@@ -121,6 +124,15 @@ impl Pace {
             self.submit(client, &mut state);
         }
         state.pending.add(&cost);
+        state.pending_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Notes that all work is done, since a result was read: what comes next is a submission of its own.
+    pub(crate) fn all_done(&self) {
+        let mut state = self.state();
+        state.pending = Seconds::default();
+        state.pending_since = None;
+        state.running = None;
     }
 
     /// How long the newest submissions took, in their order, at most 4096 of them; they are forgotten.
@@ -150,7 +162,8 @@ impl Pace {
         let done = Arc::new(OnceLock::new());
         let of_driver = Arc::clone(&done);
         self.queue.on_submitted_work_done(move || _ = of_driver.set(Instant::now()));
-        let next = Submission { index, at: Instant::now(), done, expected: std::mem::take(&mut state.pending) };
+        let since = state.pending_since.take().unwrap_or_else(Instant::now);
+        let next = Submission { index, since, done, expected: std::mem::take(&mut state.pending) };
         if let Some(before) = state.running.replace(next) {
             self.wait(before, state);
         }
@@ -163,7 +176,7 @@ impl Pace {
             return;
         }
         let done = *submission.done.get_or_init(Instant::now);
-        let began = state.last_done.map_or(submission.at, |last| last.max(submission.at));
+        let began = state.last_done.map_or(submission.since, |last| last.max(submission.since));
         state.last_done = Some(done);
         let took = done - began;
         state.remember(took);

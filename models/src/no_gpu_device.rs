@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::Device;
 
 use crate::compute_error::ComputeError;
-use crate::device::GpuWork;
+use crate::device::{Fault, GpuWork};
 
 /// A device that cannot exist.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Gpu {
         match *self {}
     }
 
-    pub(crate) fn fault(&self) -> Option<&str> {
+    pub(crate) fn fault(&self) -> Option<&Fault> {
         match *self {}
     }
 
@@ -50,7 +50,11 @@ impl Gpu {
         match *self {}
     }
 
-    pub(crate) fn give_up(&self, _: String) {
+    pub(crate) fn limit_memory(&self, _: u64) {
+        match *self {}
+    }
+
+    pub(crate) fn give_up(&self, _: Fault) {
         match *self {}
     }
 }

@@ -3,20 +3,31 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use burn::tensor::wgpu::wgpu;
 use cubecl_runtime::logging::{LaunchObservation, LaunchObserver};
 use mynah::learn::{
-    Ilora, LearnError, LearnerState, Moment, OptimizerConfig, Row, StepLog, StepRows, Trainer, TrainerConfig,
+    Ilora, LearnError, LearnerState, Moment, OptimizerConfig, Row, Sequential, StepLog, StepRows, Trainer,
+    TrainerConfig,
 };
 use mynah::session::{Interaction, LearnRequest};
 use mynah::{Budget, DeviceChoice, Learner, Session};
 use mynah_models::adapter::{Adapter, LoraConfig};
-use mynah_models::{ComputeDevice, ComputeError, Model, Precision, Stop, TokenBatch};
-use mynah_tests::{skip, stories};
+use mynah_models::weights::Gguf;
+use mynah_models::{ComputeDevice, ComputeError, DeviceAdapter, Model, Precision, Stop, TokenBatch};
+use mynah_tests::{cached_smollm2, skip, stories};
 
 /// Two devices sum in another order; AdamW's division lets what is left of it grow where gradients are near zero. In units
 /// of the learning rate, which is what a step moves a value by at most: a hundredth of a step.
 const STEPS_APART: f32 = 1e-2;
 const LEARNING_RATE: f64 = 1e-3;
+/// Between logits of two devices, which are some 10 in size.
+const LOGITS_APART: f32 = 1e-4;
+/// Tokens of each of two sequences.
+const SMOLLM2_TOKENS: usize = 12;
+/// Between the losses of two devices, relative: f32 rounding in 30 layers.
+const SMOLLM2_LOSS_APART: f32 = 1e-5;
+/// Length of the difference of two devices' gradients, in lengths of a gradient: the same rounding, twice as deep.
+const SMOLLM2_GRADIENTS_APART: f64 = 1e-4;
 
 /// The GPU, or a word on why the test is skipped.
 fn gpu(test: &str) -> Option<ComputeDevice> {
@@ -220,6 +231,134 @@ fn a_tensor_that_no_buffer_holds_is_refused_with_its_size() {
     assert!(error.to_string().contains(&format!("{bytes} bytes")), "{error}");
     let fits = TokenBatch::new(vec![5; 64], 1, 64).unwrap();
     device.read(model.forward(&fits, None, &Stop::new()).unwrap()).unwrap();
+}
+
+#[test]
+fn exhausted_memory_is_an_error_with_its_size_and_the_step_is_repeated_on_the_cpu() {
+    let _alone = alone();
+    let Some(device) = gpu("exhausted memory") else { return };
+    let model = Model::load(&stories::gguf(), &device).unwrap();
+    let mut state = fresh(&model);
+    step(&model, &mut state, 1).unwrap();
+    let before = (bits(&state.fast), bits(&state.slow), state.optimizer.clone());
+    device.limit_memory(1 << 10);
+    let error = step(&model, &mut state, 2).unwrap_err();
+    let LearnError::Compute(ComputeError::OutOfMemory { bytes, .. }) = &error else { panic!("{error}") };
+    assert!(*bytes > 0 && error.to_string().contains(&format!("{bytes} bytes")), "{error}");
+    assert!(before == (bits(&state.fast), bits(&state.slow), state.optimizer.clone()), "changed without memory");
+
+    let builder = Session::builder(stories::gguf()).end_token(stories::END_TOKEN).device(DeviceChoice::Gpu);
+    let mut session = builder.precision(Precision::Exact).open().unwrap();
+    assert!(session.model().device().is_gpu(), "a device without memory was opened again");
+    session.observe_batch(&facts()).unwrap();
+    session.model().device().limit_memory(1 << 10);
+    let report = session.learn(&LearnRequest::default(), Budget::steps(1)).unwrap();
+    assert_eq!(report.steps_done, 1);
+    assert!(!session.model().device().is_gpu(), "it computes where there is no memory");
+    assert!(session.notice().is_some_and(|notice| notice.contains("no memory left")), "{:?}", session.notice());
+}
+
+#[test]
+fn the_limits_of_the_smallest_gpus_suffice() {
+    let _alone = alone();
+    if gpu("a GPU with WebGPU's default limits").is_none() {
+        return;
+    }
+    let small = ComputeDevice::gpu_within(wgpu::Limits::default()).unwrap();
+    assert_eq!(small.max_tensor_bytes(), Some(128 << 20));
+    let [on_small, on_cpu] = [&small, &ComputeDevice::cpu()].map(|device| {
+        let model = Model::load(&stories::gguf(), device).unwrap();
+        let mut state = fresh(&model);
+        for steps_done in 1..=3 {
+            step(&model, &mut state, steps_done).unwrap();
+        }
+        let mut cache = model.new_cache(8);
+        let logits = model.decode(&mut cache, &[5, 9, 30], None, &Stop::new()).unwrap();
+        let next = model.decode(&mut cache, &[7], None, &Stop::new()).unwrap();
+        (state, [logits, next].concat())
+    });
+    let far = apart(&on_small.0.fast, &on_cpu.0.fast);
+    assert!(far < 3.0 * STEPS_APART, "{far} steps apart");
+    let logits_apart = on_small.1.iter().zip(&on_cpu.1).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(logits_apart < LOGITS_APART, "{logits_apart}");
+    // Once its loss was met, others get a device with all that there is.
+    let model = Model::load(&stories::gguf(), &small).unwrap();
+    small.wgpu().unwrap().device.destroy();
+    step(&model, &mut fresh(&model), 1).unwrap_err();
+}
+
+/// The loss of one SmolLM2 batch and its gradient with respect to a made-up adapter.
+fn loss_and_gradient(model: &Model) -> (f32, Vec<f32>) {
+    let mut adapter = Adapter::init(model.config(), &LoraConfig::default(), 5).unwrap();
+    // B is zero at first, and with it the gradient of A.
+    let made_up = |i: usize| ((i * 7919 % 101) as f32 - 50.0) * 1e-4;
+    adapter.values_mut().iter_mut().enumerate().for_each(|(i, value)| *value += made_up(i));
+    let on_device = model.upload(&adapter).unwrap();
+    let ids: Vec<u32> = (0..2 * SMOLLM2_TOKENS as u32).map(|i| 1000 + 7919 * i % 40_000).collect();
+    let batch = TokenBatch::new(ids.clone(), 2, SMOLLM2_TOKENS).unwrap();
+    let (layers, stop) = (model.config().num_hidden_layers, Stop::new());
+    let tape = model.record(&batch, &[layers], &on_device, layers, &stop).unwrap();
+    let targets: Vec<u32> = ids.iter().rev().copied().collect();
+    let loss = model.token_nll(tape.hidden()[0].clone(), &targets, &stop).unwrap().mean();
+    let value = model.device().read(loss.clone().inner()).unwrap()[0];
+    (value, tape.gradients(&loss).unwrap())
+}
+
+#[test]
+fn a_batch_of_smollm2_agrees_with_the_cpu() {
+    let _alone = alone();
+    let Some(device) = gpu("SmolLM2 on a GPU") else { return };
+    let Some(file) = cached_smollm2() else {
+        let reason = "the model is not in the cache: `mynah pull smollm2-135m-instruct`";
+        return skip("SmolLM2 on a GPU", reason, "MYNAH_REQUIRE_MODEL");
+    };
+    let gguf = Gguf::open(&file).unwrap_or_else(|error| panic!("{error}"));
+    let on = |device: &ComputeDevice| loss_and_gradient(&Model::load(&gguf, device).unwrap());
+    let ((gpu_loss, on_gpu), (cpu_loss, on_cpu)) = (on(&device), on(&ComputeDevice::cpu()));
+    let loss_apart = (gpu_loss / cpu_loss - 1.0).abs();
+    assert!(loss_apart < SMOLLM2_LOSS_APART, "losses {gpu_loss} and {cpu_loss}");
+    let length = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    let difference = length(&mut on_gpu.iter().zip(&on_cpu).map(|(a, b)| a - b));
+    let apart = difference / length(&mut on_cpu.iter().copied());
+    eprintln!("losses {loss_apart:e} apart, gradients {apart:e}");
+    assert!(apart < SMOLLM2_GRADIENTS_APART, "{apart}");
+}
+
+/// Launches and reads of one pass. Only the fewest of some passes count: on a busy machine, work is cut into more launches.
+fn fewest_launches(device: &ComputeDevice, mut pass: impl FnMut()) -> [u64; 2] {
+    let work = (0..5).filter_map(|_| device.observed(&mut pass).1);
+    work.map(|work| [work.launches, work.reads]).min().unwrap()
+}
+
+#[test]
+fn launches_and_reads_are_as_many_as_they_were_counted() {
+    let _alone = alone();
+    let Some(device) = gpu("counts of launches") else { return };
+    let model = Model::load(&stories::gguf(), &device).unwrap();
+    let layers = model.config().num_hidden_layers as u64;
+    let mut cache = model.new_cache(64);
+    let mut decode = |adapter: Option<&DeviceAdapter>| {
+        cache.reset();
+        model.decode(&mut cache, &[3], adapter, &Stop::new()).unwrap();
+        fewest_launches(&device, || drop(model.decode(&mut cache, &[5], adapter, &Stop::new()).unwrap()))
+    };
+    // A layer: seven products, two sums, two norms, two ropes, keys and values into the cache, attention, the activation.
+    assert_eq!(decode(None), [17 * layers + 2, 1]);
+    let adapter = model.upload(&fresh(&model).fast).unwrap();
+    // Each product has its way into few dimensions, and the sums are in the products.
+    assert_eq!(decode(Some(&adapter)), [22 * layers + 2, 1]);
+
+    let mut state = fresh(&model);
+    let rows = rows(1);
+    let moment = Moment { steps_done: 1, steps_total: 20 };
+    let trainer = Trainer::new(&model, Sequential, config());
+    let learn = fewest_launches(&device, || {
+        let rows = StepRows { new: as_rows(&rows), replayed: Vec::new() };
+        drop(trainer.step(&mut state, &rows, moment, &Stop::new()).unwrap());
+    });
+    // A layer: 20 forwards; both norms and the activation again; 34 backwards, of which burn's own are five sums of gradients and
+    // a one to begin with. The first layer has less.
+    assert_eq!(learn, [57 * layers + 29, 2]);
 }
 
 /// The kernels that are ours, by their names.

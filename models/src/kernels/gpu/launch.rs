@@ -21,6 +21,9 @@ const MAX_CUBES: u32 = 65_535;
 pub(super) fn empty(like: &CubeTensor, rows: usize, cols: usize) -> CubeTensor {
     let (client, device) = (like.client.clone(), like.device.clone());
     let shape = Shape::new([rows, cols]);
+    if let Some(gpu) = gpu_device::current() {
+        gpu.before_tensor(&client, (size_of::<f32>() * rows * cols) as u64);
+    }
     burn_cubecl::ops::numeric::empty_device_contiguous_dtype(client, device, shape, DType::F32)
 }
 
@@ -51,7 +54,7 @@ pub(super) fn primitive(tensor: Tensor<2>) -> CubeTensor {
 }
 
 /// Launches `cubes` workgroups of so many FLOP each, `launch(first, count)` at a time, so that no launch takes longer than a
-/// submission may. Nothing is launched any more once the work in hand is to stop.
+/// submission may. Nothing is launched any more once the work in hand is to stop, or the device has a fault.
 pub(super) fn in_launches(
     client: &Client,
     kernel: Kernel,
@@ -60,10 +63,12 @@ pub(super) fn in_launches(
     mut launch: impl FnMut(u32, u32),
 ) {
     let at_once = (flop_per_launch(kernel) / flop_per_cube) as u32;
+    let gpu = gpu_device::current();
+    let has_fault = || gpu.as_ref().is_some_and(|gpu| gpu.fault().is_some());
     let mut first = 0;
-    while first < cubes && !launches_have_ended() {
+    while first < cubes && !has_fault() && !launches_have_ended() {
         let count = at_once.clamp(1, MAX_CUBES.min(cubes - first));
-        if let Some(gpu) = gpu_device::current() {
+        if let Some(gpu) = &gpu {
             gpu.pace().before_launch(client, kernel, flop_per_cube * f64::from(count));
         }
         launch(first, count);
