@@ -12,7 +12,6 @@ use crate::device::ComputeDevice;
 use crate::device_adapter::DeviceAdapter;
 use crate::error::LoadError;
 use crate::families;
-use crate::kernels::cpu::parallel::in_pool;
 use crate::load::Loader;
 use crate::nn::{AttentionShape, Decoder, KvCache, Pass, Stop};
 use crate::ops::{RopeAngles, packed_linear, token_nll};
@@ -129,7 +128,7 @@ impl Model {
         self.check_batch(batch)?;
         let (lengths, angles) = (batch.shared_lengths(), self.angles(batch));
         let mut pass = Pass { lengths, angles, adapter, cache: None, stop };
-        self.decoder.forward(batch.ids(), depths, &mut pass, self.device.burn())
+        self.device.run(|| self.decoder.forward(batch.ids(), depths, &mut pass, self.device.burn()))
     }
 
     /// Hidden states as [`Self::hidden_states`] gives them, from which a loss can go back to the adapter.
@@ -147,7 +146,7 @@ impl Model {
         kept_layers: usize,
         stop: &'a Stop,
     ) -> Result<Tape<'a>, ComputeError> {
-        Tape::record(self, batch, depths, adapter, kept_layers, stop)
+        self.device.run(|| Tape::record(self, batch, depths, adapter, kept_layers, stop))
     }
 
     /// Negative log-likelihood in nats of one target per row of `hidden`, differentiable in `hidden`. Logits are never
@@ -160,7 +159,7 @@ impl Model {
     /// [`ComputeError::TokenOutOfRange`]; [`ComputeError::Cancelled`] between some positions and the next.
     pub fn token_nll(&self, hidden: Tensor<2>, targets: &[u32], stop: &Stop) -> Result<Tensor<1>, ComputeError> {
         self.check_ids(targets)?;
-        let nll = token_nll(hidden, targets, &self.decoder.lm_head, stop);
+        let nll = self.device.run(|| token_nll(hidden, targets, &self.decoder.lm_head, stop));
         // What a stopped operation gives is not all of it.
         stop.check().map(|()| nll)
     }
@@ -215,10 +214,7 @@ impl Model {
         }
         self.check_activations(ids.len())?;
         self.device.check_tensor("a layer's cached keys", cache.room_for(past + ids.len()), self.key_value_width())?;
-        let logits = match self.device.is_gpu() {
-            true => self.last_logits(cache, ids, adapter, stop),
-            false => in_pool(|| self.last_logits(cache, ids, adapter, stop)),
-        }?;
+        let logits = self.device.run(|| self.last_logits(cache, ids, adapter, stop))?;
         cache.advance(ids.len());
         Ok(logits)
     }

@@ -6,10 +6,11 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::Part;
 use super::layout::{TILE_COLS, TILE_ROWS, TileFormat, TiledMatrix};
 use super::unpack::halves;
 use crate::kernels::cpu::columns::Columns;
-use crate::kernels::cpu::parallel;
+use crate::kernels::cpu::{lora, parallel};
 
 /// Most tokens that are multiplied this way: beyond, a panel in bf16 is as fast and more exact.
 pub(super) const MAX_TOKENS: usize = 16;
@@ -18,16 +19,40 @@ const GROUP: usize = 4;
 /// Bytes of weights that one task reads at least: less would not outweigh its cost.
 const TASK_BYTES: usize = 64 << 10;
 
-/// `y = x · Wᵀ` for at most [`MAX_TOKENS`] tokens; shapes as in [`super::forward`].
-pub(super) fn forward(x: &[f32], weight: &TiledMatrix, y: &mut [f32]) {
-    let tokens = x.len() / weight.cols();
-    let blocks = quantize(x, weight);
-    let y = Columns::new(y, weight.rows());
-    let row_bytes = weight.tile_cols() * weight.format().tile_bytes();
-    let task_rows = TASK_BYTES.div_ceil(row_bytes);
-    parallel::for_each(weight.tile_rows().div_ceil(task_rows), |task| {
-        for tile_row in task * task_rows..weight.tile_rows().min((task + 1) * task_rows) {
+/// `y = x · Wᵀ + scaling · (x · Aᵀ) · Bᵀ` of every part for at most [`MAX_TOKENS`] tokens, onto `residual` where there is one; shapes as in
+/// [`super::project`]. Branches are multiplied in f32.
+///
+/// Writes every value of `outputs` and `thins`, which belong to the parts one by one.
+pub(super) fn forward(
+    x: &[f32],
+    parts: &[Part<'_>],
+    outputs: &[Columns<'_>],
+    thins: &[Columns<'_>],
+    residual: Option<&[f32]>,
+) {
+    let cols = parts[0].weight.cols();
+    let tokens = x.len() / cols;
+    parallel::for_each(tokens, |token| {
+        for (branch, thin) in parts.iter().zip(thins).filter_map(|(part, thin)| Some((part.branch?, thin))) {
+            lora::reduce_one(&x[token * cols..][..cols], branch, |rank, value| {
+                // SAFETY: this task alone writes this row.
+                unsafe { thin.place(token, rank, 1).write(value) };
+            });
+        }
+    });
+    let form = |weight: &TiledMatrix| Form::of(weight.format());
+    let blocks = Form::ALL.map(|wanted| match parts.iter().any(|part| form(part.weight) == wanted) {
+        true => quantize(x, cols, wanted),
+        false => Vec::new(),
+    });
+    let tasks: Vec<(usize, Range<usize>)> =
+        parts.iter().enumerate().flat_map(|(part, of)| tasks(of.weight).map(move |rows| (part, rows))).collect();
+    parallel::for_each(tasks.len(), |task| {
+        let (part, tile_rows) = &tasks[task];
+        let (Part { weight, branch }, y) = (parts[*part], &outputs[*part]);
+        for tile_row in tile_rows.clone() {
             for group in groups(tokens) {
+                let blocks = &blocks[form(weight) as usize];
                 let blocks = &blocks[group.start * weight.tile_cols()..group.end * weight.tile_cols()];
                 let multiply = match group.len() {
                     1 => multiply::<1>,
@@ -36,10 +61,51 @@ pub(super) fn forward(x: &[f32], weight: &TiledMatrix, y: &mut [f32]) {
                     _ => multiply::<GROUP>,
                 };
                 // SAFETY: whoever made a tiled matrix has found the instructions; this task alone writes these columns.
-                unsafe { multiply(blocks, weight, tile_row, &y, group.start) };
+                unsafe { multiply(blocks, weight, tile_row, y, group.start) };
+            }
+            let first = tile_row * TILE_ROWS;
+            let rows = first..weight.rows().min(first + TILE_ROWS);
+            for token in 0..tokens {
+                // SAFETY: they were just written; this task alone touches these columns.
+                let y = unsafe { y.slice(token, first, rows.len()) };
+                if let Some(residual) = residual {
+                    y.iter_mut().zip(&residual[token * weight.rows() + first..]).for_each(|(y, base)| *y += base);
+                }
+                if let Some(branch) = branch {
+                    // SAFETY: it was written above, and nobody writes it any more.
+                    lora::expand_some(y, unsafe { thins[*part].slice(token, 0, branch.rank) }, branch, rows.clone());
+                }
             }
         }
     });
+}
+
+/// The rows of tiles that each task works on.
+fn tasks(weight: &TiledMatrix) -> impl Iterator<Item = Range<usize>> {
+    let rows = weight.tile_rows();
+    let task_rows = TASK_BYTES.div_ceil(weight.tile_cols() * weight.format().tile_bytes());
+    (0..rows).step_by(task_rows).map(move |first| first..rows.min(first + task_rows))
+}
+
+/// What tokens become.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// 8 bits, for weights that are integers.
+    Quantized,
+    /// bf16, for weights that are.
+    Rounded,
+}
+
+impl Form {
+    /// In the order of their discriminants.
+    const ALL: [Self; 2] = [Self::Quantized, Self::Rounded];
+
+    fn of(format: TileFormat) -> Self {
+        match format {
+            TileFormat::Nibbles | TileFormat::Bytes => Self::Quantized,
+            TileFormat::Bf16 => Self::Rounded,
+        }
+    }
 }
 
 /// Tokens in groups of at most [`GROUP`], as equal as can be.
@@ -60,9 +126,8 @@ struct Block {
 }
 
 /// Blocks of all tokens, group after group: `[tile_cols, tokens of the group]` each.
-fn quantize(x: &[f32], weight: &TiledMatrix) -> Vec<Block> {
-    let (cols, tile_cols) = (weight.cols(), weight.tile_cols());
-    let tokens = x.len() / cols;
+fn quantize(x: &[f32], cols: usize, form: Form) -> Vec<Block> {
+    let (tokens, tile_cols) = (x.len() / cols, cols.div_ceil(TILE_COLS));
     let mut blocks = vec![Block { dwords: [0; 16], scale: 0.0, sum: 0 }; tile_cols * tokens];
     for group in groups(tokens) {
         let blocks = &mut blocks[group.start * tile_cols..group.end * tile_cols];
@@ -73,9 +138,9 @@ fn quantize(x: &[f32], weight: &TiledMatrix) -> Vec<Block> {
                 padded[..values.len()].copy_from_slice(values);
                 // SAFETY: whoever made a tiled matrix has found the instructions.
                 *block = unsafe {
-                    match weight.format() {
-                        TileFormat::Bf16 => rounded(&padded),
-                        TileFormat::Nibbles | TileFormat::Bytes => quantized(&padded),
+                    match form {
+                        Form::Rounded => rounded(&padded),
+                        Form::Quantized => quantized(&padded),
                     }
                 };
             }
@@ -146,8 +211,11 @@ unsafe fn multiply<const T: usize>(
     for (token, sums) in sums.iter().enumerate() {
         // SAFETY: as the caller promises; the mask keeps the store inside the slice.
         unsafe {
-            let out = y.slice(first_token + token, first, count);
-            _mm512_mask_storeu_ps(out.as_mut_ptr(), ((1u32 << count) - 1) as u16, _mm512_add_ps(sums[0], sums[1]));
+            _mm512_mask_storeu_ps(
+                y.place(first_token + token, first, count),
+                ((1u32 << count) - 1) as u16,
+                _mm512_add_ps(sums[0], sums[1]),
+            );
         }
     }
 }
