@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Distribution, Tensor};
 use mynah_models::ops::{
-    Frozen, Geometry, NormWeight, RopeAngles, attention, lora_linear, packed_linear, rms_norm, rope, swiglu, token_nll,
+    Frozen, Geometry, LoraBranch, NormWeight, RopeAngles, attention, lora_linear, packed_linear, rms_norm, rope,
+    swiglu, token_nll,
 };
 use mynah_models::{ComputeDevice, PackedMatrix, Stop, TensorType};
 
@@ -31,23 +32,25 @@ pub struct Op {
     pub flop: f64,
     /// Bytes of its inputs and outputs, each counted once.
     pub bytes: f64,
-    run: Box<dyn FnMut() -> Duration>,
+    run: Box<dyn FnMut() -> Duration + Send>,
 }
 
 impl Op {
-    /// Does it once, and tells how long that took without what was to be prepared.
+    /// Does it once, on a thread of the pool as a pass does, and tells how long that took without what was to be prepared.
     pub fn run(&mut self) -> Duration {
-        (self.run)()
+        rayon::scope(|_| (self.run)())
     }
 
     /// Seconds of one run: for so long, but at least three times, after one run that is not counted.
     pub fn measure(&mut self, at_least: Duration) -> Spread {
-        self.run();
-        let (started, mut seconds) = (Instant::now(), Vec::new());
-        while started.elapsed() < at_least || seconds.len() < 3 {
-            seconds.push(self.run().as_secs_f64());
-        }
-        Spread::of(&seconds)
+        rayon::scope(|_| {
+            self.run();
+            let (started, mut seconds) = (Instant::now(), Vec::new());
+            while started.elapsed() < at_least || seconds.len() < 3 {
+                seconds.push(self.run().as_secs_f64());
+            }
+            Spread::of(&seconds)
+        })
     }
 }
 
@@ -86,7 +89,7 @@ pub fn ops(pass: Pass, tokens: usize, device: &ComputeDevice) -> anyhow::Result<
     Ok(ops)
 }
 
-fn op(name: String, tokens: usize, flop: usize, bytes: usize, run: impl FnMut() -> Duration + 'static) -> Op {
+fn op(name: String, tokens: usize, flop: usize, bytes: usize, run: impl FnMut() -> Duration + Send + 'static) -> Op {
     Op { name, tokens, flop: flop as f64, bytes: bytes as f64, run: Box::new(run) }
 }
 
@@ -160,12 +163,15 @@ fn lora_linear_both(tokens: usize, shape: [usize; 2], device: &ComputeDevice) ->
     Ok([
         op(format!("lora_linear forward {d_out}x{d_in}"), tokens, whole + thin, forward_bytes, move || {
             let ([x, a, b], weight) = forward();
-            timed(|| lora_linear(x, &weight, [a, b], 2.0, None))
+            timed(|| lora_linear(x, [(&weight, Some(&LoraBranch { a, b, scaling: 2.0 }))], None))
         }),
         // Both thin products again, and the gradients of A and B.
         op(format!("lora_linear backward {d_out}x{d_in}"), tokens, whole + 2 * thin, backward_bytes, move || {
             let ([x, a, b], weight) = backward();
-            timed_backward(|| lora_linear(x, &weight, [a, b], 2.0, None))
+            timed_backward(|| {
+                let [y] = lora_linear(x, [(&weight, Some(&LoraBranch { a, b, scaling: 2.0 }))], None);
+                y
+            })
         }),
     ])
 }

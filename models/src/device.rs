@@ -9,7 +9,7 @@ use burn::tensor::{Device, Tensor, TensorData, Transaction};
 
 use crate::compute_error::ComputeError;
 use crate::gpu_device::{self, Gpu};
-use crate::kernels::cpu::tiled;
+use crate::kernels::cpu::{buffer, parallel::in_pool, tiled};
 use crate::precision::Precision;
 
 /// The CPU, or a GPU through wgpu. Cloning copies a handle.
@@ -89,6 +89,16 @@ impl ComputeDevice {
     /// Whether models that are loaded for this device have their weights repacked.
     pub(crate) fn computes_with_tiles(&self) -> bool {
         self.precision == Precision::Fast && !self.is_gpu() && tiled::is_available()
+    }
+
+    /// Does `work` where its operations begin without delay: on the CPU, on one of the threads that they are shared among.
+    pub(crate) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        if self.is_gpu() {
+            return work();
+        }
+        let result = in_pool(work);
+        buffer::trim();
+        result
     }
 
     /// Whether this is a GPU.

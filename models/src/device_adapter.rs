@@ -6,7 +6,7 @@ use crate::Projection;
 use crate::adapter::Adapter;
 use crate::compute_error::ComputeError;
 use crate::device::ComputeDevice;
-use crate::nn::LoraBranch;
+use crate::ops::LoraBranch;
 
 /// A copy of an [`Adapter`] on the device. The host's values stay the authority: they are uploaded for each step.
 #[derive(Debug)]
@@ -69,28 +69,65 @@ impl DeviceAdapter {
         self.branches.iter().flat_map(|branch| [of_leaf(&branch.a), of_leaf(&branch.b)]).collect()
     }
 
-    /// Gradients of all layers, each as [`Self::gradients`] gives them or empty for zeros, as one vector in the order of
-    /// [`Adapter::values`].
+    /// Values of one layer's branches.
+    fn len_layer(&self, layer: usize) -> usize {
+        let branches = Projection::ALL.into_iter().filter_map(|projection| self.branch(layer, projection));
+        branches.map(|branch| branch.a.shape().num_elements() + branch.b.shape().num_elements()).sum()
+    }
+}
+
+/// Gradients of an adapter's values, layer by layer in any order; zero where none come.
+pub(crate) struct FlatGradients<'a> {
+    adapter: &'a DeviceAdapter,
+    /// On the CPU they are copied at once, so that they are in memory once.
+    values: Vec<f32>,
+    /// On a GPU they wait for one transfer at the end.
+    waiting: Vec<Vec<Tensor<1>>>,
+}
+
+impl<'a> FlatGradients<'a> {
+    pub(crate) fn of(adapter: &'a DeviceAdapter) -> Self {
+        let values = if adapter.device.is_gpu() { 0 } else { adapter.len_values };
+        Self { adapter, values: vec![0.0; values], waiting: vec![Vec::new(); adapter.places.len()] }
+    }
+
+    /// Takes those of one layer, as [`DeviceAdapter::gradients`] gives them.
     ///
     /// # Errors
     /// [`ComputeError::Device`] if the backward pass failed on the device.
-    pub(crate) fn read_gradients(&self, by_layer: Vec<Vec<Tensor<1>>>) -> Result<Vec<f32>, ComputeError> {
-        let counts: Vec<usize> = by_layer.iter().map(Vec::len).collect();
-        let mut read = self.device.read_all(by_layer.into_iter().flatten().collect())?.into_iter();
-        let mut values = Vec::with_capacity(self.len_values);
+    pub(crate) fn put(&mut self, layer: usize, gradients: Vec<Tensor<1>>) -> Result<(), ComputeError> {
+        if self.adapter.device.is_gpu() {
+            self.waiting[layer] = gradients;
+            return Ok(());
+        }
+        let mut place = (0..layer).map(|layer| self.adapter.len_layer(layer)).sum::<usize>();
+        for gradient in gradients {
+            let values = self.adapter.device.read(gradient)?;
+            self.values[place..place + values.len()].copy_from_slice(&values);
+            place += values.len();
+        }
+        Ok(())
+    }
+
+    /// All of them, in the order of [`Adapter::values`].
+    ///
+    /// # Errors
+    /// [`ComputeError::Device`] if the backward pass failed on the device.
+    pub(crate) fn into_values(self) -> Result<Vec<f32>, ComputeError> {
+        let adapter = self.adapter;
+        if !adapter.device.is_gpu() || adapter.len_values == 0 {
+            return Ok(self.values);
+        }
+        let counts: Vec<usize> = self.waiting.iter().map(Vec::len).collect();
+        let mut read = adapter.device.read_all(self.waiting.into_iter().flatten().collect())?.into_iter();
+        let mut values = Vec::with_capacity(adapter.len_values);
         for (layer, count) in counts.into_iter().enumerate() {
             match count {
-                0 => values.resize(values.len() + self.layer_len(layer), 0.0),
+                0 => values.resize(values.len() + adapter.len_layer(layer), 0.0),
                 _ => read.by_ref().take(count).for_each(|gradient| values.extend(gradient)),
             }
         }
-        assert_eq!(values.len(), self.len_values, "gradients in the adapter's layout");
+        assert_eq!(values.len(), adapter.len_values, "gradients in the adapter's layout");
         Ok(values)
-    }
-
-    /// Values of a layer's branches.
-    fn layer_len(&self, layer: usize) -> usize {
-        let branches = Projection::ALL.into_iter().filter_map(|projection| self.branch(layer, projection));
-        branches.map(|branch| branch.a.shape().num_elements() + branch.b.shape().num_elements()).sum()
     }
 }

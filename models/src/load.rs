@@ -63,6 +63,11 @@ impl<'a> Loader<'a> {
             true => self.frozen("token_embd.weight", embed_tokens.clone()),
             false => self.frozen("output.weight", PackedMatrix::from_gguf(self.gguf, "output.weight", vocabulary)?),
         };
+        // One copy in memory where the form that products need has the same values.
+        let embed_tokens = match config.tie_word_embeddings && lm_head.holds_exactly(embed_tokens.tensor_type()) {
+            true => lm_head.clone(),
+            false => Frozen::new(embed_tokens),
+        };
         let layer = |layer: usize| {
             Ok(DecoderLayer {
                 input_layernorm: self.norm(&format!("blk.{layer}.attn_norm.weight"), config.hidden_size)?,

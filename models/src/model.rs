@@ -12,7 +12,6 @@ use crate::device::ComputeDevice;
 use crate::device_adapter::DeviceAdapter;
 use crate::error::LoadError;
 use crate::families;
-use crate::kernels::cpu::parallel::in_pool;
 use crate::load::Loader;
 use crate::nn::{AttentionShape, Decoder, KvCache, Pass, Stop};
 use crate::ops::{RopeAngles, packed_linear, token_nll};
@@ -128,7 +127,8 @@ impl Model {
         self.check_batch(batch)?;
         let (lengths, angles) = (batch.shared_lengths(), self.angles(batch));
         let mut pass = Pass { lengths, angles, adapter, cache: None, stop };
-        stop.over_launches(|| self.decoder.forward(batch.ids(), depths, &mut pass, self.device.burn()))
+        self.device
+            .run(|| stop.over_launches(|| self.decoder.forward(batch.ids(), depths, &mut pass, self.device.burn())))
     }
 
     /// Hidden states as [`Self::hidden_states`] gives them, from which a loss can go back to the adapter.
@@ -146,7 +146,7 @@ impl Model {
         kept_layers: usize,
         stop: &'a Stop,
     ) -> Result<Tape<'a>, ComputeError> {
-        stop.over_launches(|| Tape::record(self, batch, depths, adapter, kept_layers, stop))
+        self.device.run(|| stop.over_launches(|| Tape::record(self, batch, depths, adapter, kept_layers, stop)))
     }
 
     /// Negative log-likelihood in nats of one target per row of `hidden`, differentiable in `hidden`. Logits are never
@@ -159,11 +159,12 @@ impl Model {
     /// [`ComputeError::TokenOutOfRange`]; [`ComputeError::Cancelled`] between some positions and the next.
     pub fn token_nll(&self, hidden: Tensor<2>, targets: &[u32], stop: &Stop) -> Result<Tensor<1>, ComputeError> {
         self.check_ids(targets)?;
-        stop.over_launches(|| {
+        let token_nll = || {
             let nll = token_nll(hidden, targets, &self.decoder.lm_head, stop);
             // What a stopped operation gives is not all of it.
             stop.check().map(|()| nll)
-        })
+        };
+        self.device.run(|| stop.over_launches(token_nll))
     }
 
     /// Raw logits, for as few positions as the caller can hold: `[positions, vocab_size]`, differentiable in `hidden`.
@@ -216,10 +217,7 @@ impl Model {
         }
         self.check_activations(ids.len())?;
         self.device.check_tensor("a layer's cached keys", cache.room_for(past + ids.len()), self.key_value_width())?;
-        let logits = match self.device.is_gpu() {
-            true => stop.over_launches(|| self.last_logits(cache, ids, adapter, stop)),
-            false => in_pool(|| self.last_logits(cache, ids, adapter, stop)),
-        }?;
+        let logits = self.device.run(|| stop.over_launches(|| self.last_logits(cache, ids, adapter, stop)))?;
         cache.advance(ids.len());
         Ok(logits)
     }

@@ -11,7 +11,7 @@ use burn::tensor::{Gradients, Tensor};
 use crate::batch::TokenBatch;
 use crate::compute_error::ComputeError;
 use crate::config::ModelConfig;
-use crate::device_adapter::DeviceAdapter;
+use crate::device_adapter::{DeviceAdapter, FlatGradients};
 use crate::kernels::cpu::head_loss;
 use crate::model::Model;
 use crate::nn::{Pass, Stop, tracked};
@@ -117,35 +117,32 @@ impl<'a> Tape<'a> {
     /// # Errors
     /// [`ComputeError::Cancelled`] between two layers, on a GPU between two submissions; [`ComputeError::Device`] if the device
     /// failed.
-    pub fn gradients(self, loss: &Tensor<1>) -> Result<Vec<f32>, ComputeError> {
-        let stop = self.stop;
-        stop.over_launches(|| self.go_back(loss))
+    pub fn gradients(mut self, loss: &Tensor<1>) -> Result<Vec<f32>, ComputeError> {
+        let (device, stop) = (self.model.device(), self.stop);
+        let mut gradients = FlatGradients::of(self.adapter);
+        device.run(|| stop.over_launches(|| self.go_back(loss, &mut gradients)))?;
+        gradients.into_values()
     }
 
-    fn go_back(mut self, loss: &Tensor<1>) -> Result<Vec<f32>, ComputeError> {
+    fn go_back(&mut self, loss: &Tensor<1>, into: &mut FlatGradients<'_>) -> Result<(), ComputeError> {
         let of_states = loss.backward();
         self.hidden.clear();
-        let mut by_layer = Vec::with_capacity(self.layers.len());
         let mut dx: Option<Tensor<2>> = None;
         while let Some(recorded) = self.layers.pop() {
             let layer = self.layers.len();
             dx = sum(dx, self.leaf_gradient(layer + 1, &of_states));
             // A layer that no loss depends on.
-            let Some(d_output) = dx.take() else {
-                by_layer.push(Vec::new());
-                continue;
-            };
+            let Some(d_output) = dx.take() else { continue };
             let graph = match recorded {
                 Recorded::Whole(graph) => *graph,
                 Recorded::Input(input) => self.graph(layer, *input)?,
             };
             self.check_stop()?;
             let gradients = pull_back(graph.output, d_output).backward();
-            by_layer.push(graph.branches.gradients(&gradients));
+            into.put(layer, graph.branches.gradients(&gradients))?;
             dx = graph.input.grad(&gradients);
         }
-        by_layer.reverse();
-        self.adapter.read_gradients(by_layer)
+        Ok(())
     }
 
     fn check_stop(&self) -> Result<(), ComputeError> {

@@ -60,9 +60,9 @@ impl Attention {
             Some(norm) => norm.forward(x),
             None => x,
         };
-        let q = rope(normed(self.q_proj.forward(x.clone(), pass), &self.q_norm), &pass.angles);
-        let k = rope(normed(self.k_proj.forward(x.clone(), pass), &self.k_norm), &pass.angles);
-        let v = self.v_proj.forward(x, pass);
+        let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x, pass);
+        let q = rope(normed(q, &self.q_norm), &pass.angles);
+        let k = rope(normed(k, &self.k_norm), &pass.angles);
         let mixed = self.attend(q, k, v, layer, pass);
         self.o_proj.forward_onto(residual, mixed, pass)
     }

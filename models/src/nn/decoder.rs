@@ -5,12 +5,12 @@ use burn::tensor::{Device, Tensor};
 use super::{DecoderLayer, Pass, RmsNorm};
 use crate::compute_error::ComputeError;
 use crate::ops::{Frozen, embedding};
-use crate::quant::PackedMatrix;
 
 /// What every family builds.
 #[derive(Debug)]
 pub(crate) struct Decoder {
-    pub(crate) embed_tokens: PackedMatrix,
+    /// The embedding `[vocab_size, hidden_size]`.
+    pub(crate) embed_tokens: Frozen,
     pub(crate) layers: Vec<DecoderLayer>,
     pub(crate) norm: RmsNorm,
     /// The output matrix `[vocab_size, hidden_size]`; of the embedding's values where the two are tied.

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use super::{Pass, tracked};
 use crate::Projection;
-use crate::ops::{Frozen, lora_linear, packed_linear};
+use crate::ops::{Frozen, LoraBranch, lora_linear};
 
 /// `y = x · Wᵀ + bias + scaling · (x · Aᵀ) · Bᵀ`, the last term where the pass brings an adapter for this place.
 #[derive(Debug)]
@@ -13,14 +13,6 @@ pub(crate) struct Linear {
     bias: Option<Tensor<1>>,
     layer: usize,
     projection: Projection,
-}
-
-/// The branch of one projection on the device: A `[rank, d_in]`, B `[d_out, rank]`.
-#[derive(Clone, Debug)]
-pub(crate) struct LoraBranch {
-    pub(crate) a: Tensor<2>,
-    pub(crate) b: Tensor<2>,
-    pub(crate) scaling: f32,
 }
 
 impl Linear {
@@ -34,34 +26,41 @@ impl Linear {
         Self { bias: Some(bias), ..self }
     }
 
+    /// Several projections of one input.
+    ///
     /// # Shapes
-    /// `x` `[tokens, d_in]`, result `[tokens, d_out]`.
-    pub(crate) fn forward(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        self.project(x, None, pass)
+    /// `x` `[tokens, d_in]`, results `[tokens, d_out]`.
+    pub(crate) fn forward_all<const N: usize>(
+        projections: [&Self; N],
+        x: Tensor<2>,
+        pass: &Pass<'_>,
+    ) -> [Tensor<2>; N] {
+        let y = lora_linear(x, projections.map(|projection| projection.with_branch(pass)), None);
+        let mut projections = projections.into_iter();
+        y.map(|y| match projections.next() {
+            Some(projection) => with_bias(y, &projection.bias),
+            None => y,
+        })
     }
 
-    /// `residual + forward(x)`.
+    /// `residual + x · Wᵀ + …`.
     ///
     /// # Shapes
     /// `x` `[tokens, d_in]`, `residual` and the result `[tokens, d_out]`.
     pub(crate) fn forward_onto(&self, residual: Tensor<2>, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        self.project(x, Some(residual), pass)
+        let [y] = lora_linear(x, [self.with_branch(pass)], Some(residual));
+        with_bias(y, &self.bias)
     }
 
-    fn project(&self, x: Tensor<2>, residual: Option<Tensor<2>>, pass: &Pass<'_>) -> Tensor<2> {
-        let y = match pass.adapter.and_then(|adapter| adapter.branch(self.layer, self.projection)) {
-            Some(LoraBranch { a, b, scaling }) => {
-                lora_linear(x, &self.weight, [a.clone(), b.clone()], *scaling, residual)
-            }
-            None => match residual {
-                Some(residual) => residual + packed_linear(x, &self.weight),
-                None => packed_linear(x, &self.weight),
-            },
-        };
-        match &self.bias {
-            Some(bias) => y + bias.clone().unsqueeze::<2>(),
-            None => y,
-        }
+    fn with_branch<'a>(&'a self, pass: &Pass<'a>) -> (&'a Frozen, Option<&'a LoraBranch>) {
+        (&self.weight, pass.adapter.and_then(|adapter| adapter.branch(self.layer, self.projection)))
+    }
+}
+
+fn with_bias(y: Tensor<2>, bias: &Option<Tensor<1>>) -> Tensor<2> {
+    match bias {
+        Some(bias) => y + bias.clone().unsqueeze::<2>(),
+        None => y,
     }
 }
 

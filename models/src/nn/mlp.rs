@@ -19,8 +19,7 @@ impl Mlp {
     /// # Shapes
     /// `x`, `residual` and the result `[tokens, hidden_size]`.
     pub(crate) fn forward_onto(&self, residual: Tensor<2>, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        let gate = self.gate_proj.forward(x.clone(), pass);
-        let up = self.up_proj.forward(x, pass);
+        let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x, pass);
         self.down_proj.forward_onto(residual, swiglu(gate, up), pass)
     }
 }

@@ -17,7 +17,7 @@ pub(crate) use attention::{Attention, AttentionShape};
 pub(crate) use decoder::Decoder;
 pub(crate) use decoder_layer::DecoderLayer;
 pub use kv_cache::KvCache;
-pub(crate) use linear::{Linear, LoraBranch};
+pub(crate) use linear::Linear;
 pub(crate) use mlp::Mlp;
 pub(crate) use pass::Pass;
 pub use pass::Stop;

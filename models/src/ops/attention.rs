@@ -11,8 +11,8 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 
-use super::{contiguous, cpu_matrix, cpu_tensor};
-use crate::kernels::cpu::attention as kernel;
+use super::{contiguous, cpu_matrix};
+use crate::kernels::cpu::{attention as kernel, buffer::Buffer};
 
 /// Where keys or values lie in their tensor, in floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,9 +136,9 @@ impl AttentionOps for Flex {
         geometry: Geometry,
     ) -> FloatTensor<Self> {
         let ((q, shape), (k, _), (v, _)) = (cpu_matrix(&q), cpu_matrix(&k), cpu_matrix(&v));
-        let mut out = vec![0.0; shape[0] * shape[1]];
+        let mut out = Buffer::new(shape[0] * shape[1]);
         kernel::forward(&geometry, contiguous(&q), contiguous(&k), contiguous(&v), &mut out);
-        cpu_tensor(out, shape)
+        out.into_tensor(shape)
     }
 }
 
@@ -150,10 +150,10 @@ impl AttentionKernel for Flex {
     ) -> [FloatTensor<Self>; 3] {
         let [(q, q_shape), (k, k_shape), (v, v_shape)] = inputs.each_ref().map(cpu_matrix);
         let (d_out, _) = cpu_matrix(&d_out);
-        let [mut dq, mut dk, mut dv] = [q_shape, k_shape, v_shape].map(|[rows, cols]| vec![0.0; rows * cols]);
+        let [mut dq, mut dk, mut dv] = [q_shape, k_shape, v_shape].map(|[rows, cols]| Buffer::new(rows * cols));
         let (q, k, v) = (contiguous(&q), contiguous(&k), contiguous(&v));
         kernel::backward(geometry, q, k, v, contiguous(&d_out), [&mut dq, &mut dk, &mut dv]);
-        [cpu_tensor(dq, q_shape), cpu_tensor(dk, k_shape), cpu_tensor(dv, v_shape)]
+        [dq.into_tensor(q_shape), dk.into_tensor(k_shape), dv.into_tensor(v_shape)]
     }
 }
 

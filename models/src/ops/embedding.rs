@@ -3,8 +3,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
-use crate::kernels::cpu::{dequantize_row, simd::Simd};
-use crate::quant::PackedMatrix;
+use super::Frozen;
 
 /// Looks up token ids.
 ///
@@ -17,12 +16,9 @@ use crate::quant::PackedMatrix;
 ///
 /// # Panics
 /// If an id is not below `vocab_size`; the caller checks its batch.
-pub(crate) fn embedding(ids: &[u32], matrix: &PackedMatrix, device: &Device) -> Tensor<2> {
-    let width = matrix.cols();
+pub(crate) fn embedding(ids: &[u32], matrix: &Frozen, device: &Device) -> Tensor<2> {
+    let width = matrix.weights().cols();
     let mut rows = vec![0.0; ids.len() * width];
-    let simd = Simd::detect();
-    rows.par_chunks_mut(width).zip(ids).for_each(|(out, &id)| {
-        dequantize_row(simd, matrix.tensor_type(), matrix.row_bytes(id as usize), out);
-    });
+    rows.par_chunks_mut(width).zip(ids).for_each(|(out, &id)| matrix.weights().dequantize_row(id as usize, out));
     Tensor::from_data(TensorData::new(rows, [ids.len(), width]), device)
 }

@@ -8,7 +8,7 @@ use super::device_copy::DeviceCopy;
 use crate::device::ComputeDevice;
 use crate::kernels::cpu::Weights;
 use crate::kernels::cpu::tiled::TileArena;
-use crate::quant::PackedMatrix;
+use crate::quant::{PackedMatrix, TensorType};
 
 /// A frozen matrix shared by the model, its operations and their gradients; cloning copies a pointer.
 ///
@@ -46,6 +46,15 @@ impl Frozen {
     /// The host's matrix, `[d_out, d_in]`.
     pub(crate) fn weights(&self) -> &Weights {
         &self.0.weights
+    }
+
+    /// Whether its values are those that a tensor of this type has in the model file.
+    pub(crate) fn holds_exactly(&self, tensor_type: TensorType) -> bool {
+        match self.weights() {
+            Weights::Packed(_) => true,
+            // Floats are rounded to bf16.
+            Weights::Tiled(_) => !matches!(tensor_type, TensorType::F32 | TensorType::F16),
+        }
     }
 
     /// The copy that `upload` made at the first call.

@@ -12,8 +12,8 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
 use burn::tensor::Tensor;
 
-use super::{Frozen, contiguous, cpu_matrix, cpu_tensor};
-use crate::kernels::cpu::head_loss as kernel;
+use super::{Frozen, contiguous, cpu_matrix};
+use crate::kernels::cpu::{buffer::Buffer, head_loss as kernel};
 use crate::nn::Stop;
 
 /// Negative log-likelihood of each position's target, in nats: `log Σ exp(W·h) − (W·h)[target]`.
@@ -54,9 +54,9 @@ pub(crate) trait HeadLossOps: Backend {
 impl HeadLossOps for Flex {
     fn token_nll(hidden: FloatTensor<Self>, targets: Arc<[u32]>, weight: Frozen, stop: Stop) -> FloatTensor<Self> {
         let (hidden, [positions, _]) = cpu_matrix(&hidden);
-        let mut nll = vec![0.0; positions];
+        let mut nll = Buffer::new(positions);
         kernel::token_nll(contiguous(&hidden), &targets, weight.weights(), &mut nll, None, &stop);
-        cpu_tensor(nll, [positions, 1])
+        nll.into_tensor([positions, 1])
     }
 }
 
@@ -68,9 +68,9 @@ impl HeadLossKernel for Flex {
         stop: &Stop,
     ) -> [FloatTensor<Self>; 2] {
         let (hidden, [positions, width]) = cpu_matrix(&hidden);
-        let (mut nll, mut gradient) = (vec![0.0; positions], vec![0.0; positions * width]);
+        let (mut nll, mut gradient) = (Buffer::new(positions), Buffer::new(positions * width));
         kernel::token_nll(contiguous(&hidden), targets, weight.weights(), &mut nll, Some(&mut gradient), stop);
-        [cpu_tensor(nll, [positions, 1]), cpu_tensor(gradient, [positions, width])]
+        [nll.into_tensor([positions, 1]), gradient.into_tensor([positions, width])]
     }
 }
 

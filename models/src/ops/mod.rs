@@ -20,7 +20,7 @@ pub use attention::{Geometry, attention};
 pub(crate) use embedding::embedding;
 pub use frozen::Frozen;
 pub use head_loss::token_nll;
-pub use lora_linear::lora_linear;
+pub use lora_linear::{LoraBranch, lora_linear};
 pub use packed_linear::packed_linear;
 pub(crate) use pull_back::pull_back;
 pub use rms_norm::{NormWeight, rms_norm};
@@ -29,13 +29,7 @@ pub use swiglu::swiglu;
 
 use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::TensorData;
 use burn_flex::FlexTensor;
-
-/// A new CPU tensor of f32.
-fn cpu_tensor(values: Vec<f32>, shape: [usize; 2]) -> FloatTensor<Flex> {
-    FlexTensor::from_data(TensorData::new(values, shape))
-}
 
 /// A CPU tensor whose values lie row-major from the start, and its two sizes.
 ///

@@ -7,7 +7,9 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 
-use super::{Frozen, contiguous, cpu_matrix, cpu_tensor};
+use super::{Frozen, contiguous, cpu_matrix};
+use crate::kernels::cpu::buffer::Buffer;
+use crate::kernels::cpu::lora_linear::{self, Projection, Returned};
 
 /// Multiplies tokens with a packed matrix: `y = x · Wᵀ`.
 ///
@@ -32,17 +34,17 @@ impl PackedLinearOps for Flex {
     fn packed_linear(x: FloatTensor<Self>, weight: Frozen) -> FloatTensor<Self> {
         let (x, [tokens, _]) = cpu_matrix(&x);
         let rows = weight.weights().rows();
-        let mut y = vec![0.0; tokens * rows];
+        let mut y = Buffer::new(tokens * rows);
         weight.weights().forward(contiguous(&x), &mut y);
-        cpu_tensor(y, [tokens, rows])
+        y.into_tensor([tokens, rows])
     }
 
     fn packed_linear_transposed(dy: FloatTensor<Self>, weight: Frozen) -> FloatTensor<Self> {
         let (dy, [tokens, _]) = cpu_matrix(&dy);
-        let cols = weight.weights().cols();
-        let mut dx = vec![0.0; tokens * cols];
-        weight.weights().backward(contiguous(&dy), &mut dx);
-        cpu_tensor(dx, [tokens, cols])
+        let weight = weight.weights();
+        let returned = Returned { projection: Projection { weight, branch: None }, thin: &[], dy: contiguous(&dy) };
+        let (_, dx) = lora_linear::backward(&[], &[returned], true);
+        dx.unwrap_or_else(|| Buffer::new(0)).into_tensor([tokens, weight.cols()])
     }
 }
 

@@ -18,8 +18,8 @@ use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 
 use super::device_copy::DeviceCopy;
-use super::{contiguous, cpu_matrix, cpu_tensor};
-use crate::kernels::cpu::rms_norm as kernel;
+use super::{contiguous, cpu_matrix};
+use crate::kernels::cpu::{buffer::Buffer, rms_norm as kernel};
 
 /// The frozen weight of a norm and what is added to the mean square; cloning copies a pointer.
 #[derive(Clone, Debug)]
@@ -81,18 +81,18 @@ pub(crate) trait RmsNormOps: Backend {
 impl RmsNormOps for Flex {
     fn rms_norm(x: FloatTensor<Self>, weight: NormWeight) -> FloatTensor<Self> {
         let (x, shape) = cpu_matrix(&x);
-        let mut y = vec![0.0; shape[0] * shape[1]];
+        let mut y = Buffer::new(shape[0] * shape[1]);
         kernel::forward(contiguous(&x), weight.weight(), weight.epsilon(), &mut y);
-        cpu_tensor(y, shape)
+        y.into_tensor(shape)
     }
 }
 
 impl RmsNormKernel for Flex {
     fn rms_norm_backward(x: FloatTensor<Self>, dy: FloatTensor<Self>, weight: &NormWeight) -> FloatTensor<Self> {
         let ((x, shape), (dy, _)) = (cpu_matrix(&x), cpu_matrix(&dy));
-        let mut dx = vec![0.0; shape[0] * shape[1]];
+        let mut dx = Buffer::new(shape[0] * shape[1]);
         kernel::backward(contiguous(&x), contiguous(&dy), weight.weight(), weight.epsilon(), &mut dx);
-        cpu_tensor(dx, shape)
+        dx.into_tensor(shape)
     }
 }
 

@@ -12,7 +12,8 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::device_copy::DeviceCopy;
-use super::{contiguous, cpu_matrix, cpu_tensor};
+use super::{contiguous, cpu_matrix};
+use crate::kernels::cpu::buffer::Buffer;
 
 /// Turns each head of each row by its position's angles.
 ///
@@ -118,7 +119,7 @@ pub(crate) trait RopeOps: Backend {
 impl RopeOps for Flex {
     fn rope(x: FloatTensor<Self>, angles: RopeAngles) -> FloatTensor<Self> {
         let (x, [rows, width]) = cpu_matrix(&x);
-        let mut y = vec![0.0; rows * width];
+        let mut y = Buffer::new(rows * width);
         let half = angles.half();
         let by_row = y.par_chunks_mut(width).zip(contiguous(&x).par_chunks(width));
         let turns = angles.cos().par_chunks(half).zip(angles.sin().par_chunks(half));
@@ -133,7 +134,7 @@ impl RopeOps for Flex {
                 }
             }
         });
-        cpu_tensor(y, [rows, width])
+        y.into_tensor([rows, width])
     }
 }
 

@@ -16,8 +16,8 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 
-use super::{contiguous, cpu_matrix, cpu_tensor};
-use crate::kernels::cpu::swiglu as kernel;
+use super::{contiguous, cpu_matrix};
+use crate::kernels::cpu::{buffer::Buffer, swiglu as kernel};
 
 /// `silu(gate) · up`, element by element.
 ///
@@ -45,9 +45,9 @@ pub(crate) trait SwigluOps: Backend {
 impl SwigluOps for Flex {
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
         let ((gate, shape), (up, _)) = (cpu_matrix(&gate), cpu_matrix(&up));
-        let mut y = vec![0.0; shape[0] * shape[1]];
+        let mut y = Buffer::new(shape[0] * shape[1]);
         kernel::forward(contiguous(&gate), contiguous(&up), &mut y);
-        cpu_tensor(y, shape)
+        y.into_tensor(shape)
     }
 }
 
@@ -58,9 +58,9 @@ impl SwigluKernel for Flex {
         dy: FloatTensor<Self>,
     ) -> [FloatTensor<Self>; 2] {
         let ((gate, shape), (up, _), (dy, _)) = (cpu_matrix(&gate), cpu_matrix(&up), cpu_matrix(&dy));
-        let (mut d_gate, mut d_up) = (vec![0.0; shape[0] * shape[1]], vec![0.0; shape[0] * shape[1]]);
+        let (mut d_gate, mut d_up) = (Buffer::new(shape[0] * shape[1]), Buffer::new(shape[0] * shape[1]));
         kernel::backward(contiguous(&gate), contiguous(&up), contiguous(&dy), &mut d_gate, &mut d_up);
-        [cpu_tensor(d_gate, shape), cpu_tensor(d_up, shape)]
+        [d_gate.into_tensor(shape), d_up.into_tensor(shape)]
     }
 }
 

@@ -3,6 +3,7 @@
 
 use rayon::prelude::*;
 
+use super::buffer::{self, Buffer};
 use super::exp::exp;
 use super::simd::{Simd, vectorized};
 use super::weights::Weights;
@@ -28,8 +29,8 @@ pub(crate) fn token_nll(
 ) {
     let (vocab, width) = (weight.rows(), weight.cols());
     let simd = Simd::detect();
-    let at_once = (LOGITS_BYTES / (4 * vocab)).clamp(8, 512);
-    let mut logits = vec![0.0; at_once.min(targets.len()) * vocab];
+    let at_once = positions_at_once(weight, targets.len());
+    let mut logits = Buffer::new(at_once.min(targets.len()) * vocab);
     for (chunk, (targets, nll)) in targets.chunks(at_once).zip(nll.chunks_mut(at_once)).enumerate() {
         if stop.is_set() {
             return;
@@ -44,6 +45,19 @@ pub(crate) fn token_nll(
         if let Some(gradient) = gradient.as_deref_mut().filter(|_| !stop.is_set()) {
             weight.backward(logits, &mut gradient[rows]);
         }
+    }
+    drop(logits);
+    // Nothing else is as large, and what follows keeps much.
+    buffer::clear();
+}
+
+/// Positions whose logits are in memory together.
+fn positions_at_once(weight: &Weights, positions: usize) -> usize {
+    let most = (LOGITS_BYTES / (4 * weight.rows())).clamp(8, 512);
+    match weight {
+        Weights::Packed(_) => most,
+        // Evenly: a few positions that are left over would be multiplied in 8 bits, as when decoding.
+        Weights::Tiled(_) => positions.div_ceil(positions.div_ceil(most).max(1)).max(1),
     }
 }
 

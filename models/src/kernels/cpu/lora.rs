@@ -2,8 +2,11 @@
 //!
 //! Ranks are handled [`BLOCK`] at a time, which keeps a block's sums in registers.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
+use super::buffer::Buffer;
 use super::dot::add_scaled;
 use super::microkernel::{COLS, ROWS, Tile, multiply};
 use super::simd::{Simd, vectorized};
@@ -14,13 +17,49 @@ const BLOCK: usize = 8;
 /// Tokens that a task handles at least: below, one thread is faster than two.
 const TASK_TOKENS: usize = 16;
 
+/// The branch of one projection.
+#[derive(Clone, Copy)]
+pub(crate) struct Branch<'a> {
+    /// `[rank, d_in]`.
+    pub(crate) a: &'a [f32],
+    /// `[d_out, rank]`.
+    pub(crate) b: &'a [f32],
+    pub(crate) rank: usize,
+    pub(crate) scaling: f32,
+}
+
+/// What a projection makes of its input.
+pub(crate) struct Projected {
+    /// `[tokens, d_out]`.
+    pub(crate) y: Buffer,
+    /// `x · Aᵀ`, `[tokens, rank]`; empty without a branch.
+    pub(crate) thin: Buffer,
+}
+
+/// `x · Aᵀ` of one token `[d_in]`, rank after rank.
+pub(crate) fn reduce_one(x: &[f32], branch: Branch<'_>, mut put: impl FnMut(usize, f32)) {
+    for (block, rows) in branch.a.chunks(BLOCK * x.len()).enumerate() {
+        let mut thin = [0.0; BLOCK];
+        let ranks = rows.len() / x.len();
+        products(Simd::detect(), x, rows, 1.0, &mut thin[..ranks]);
+        thin[..ranks].iter().enumerate().for_each(|(rank, value)| put(block * BLOCK + rank, *value));
+    }
+}
+
+/// `y += scaling · thin · Bᵀ` of one token, for some of the outputs.
+pub(crate) fn expand_some(y: &mut [f32], thin: &[f32], branch: Branch<'_>, outputs: Range<usize>) {
+    for (y, b) in y.iter_mut().zip(branch.b[outputs.start * branch.rank..].chunks_exact(branch.rank)) {
+        *y += branch.scaling * thin.iter().zip(b).map(|(thin, b)| thin * b).sum::<f32>();
+    }
+}
+
 /// `thin = factor · x · rowsᵀ`: each token's products with every rank's row.
 ///
 /// # Shapes
 /// `x` `[tokens, width]`, `rows` `[rank, width]`, result `[tokens, rank]`.
-pub(crate) fn reduce(x: &[f32], rows: &[f32], rank: usize, factor: f32) -> Vec<f32> {
+pub(crate) fn reduce(x: &[f32], rows: &[f32], rank: usize, factor: f32) -> Buffer {
     let (simd, width) = (Simd::detect(), rows.len() / rank);
-    let mut thin = vec![0.0; x.len() / width * rank];
+    let mut thin = Buffer::new(x.len() / width * rank);
     let tokens = thin.par_chunks_mut(rank).zip(x.par_chunks(width)).with_min_len(TASK_TOKENS);
     tokens.for_each(|(thin, x)| {
         for (thin, rows) in thin.chunks_mut(BLOCK).zip(rows.chunks(BLOCK * width)) {
@@ -48,7 +87,7 @@ pub(crate) fn expand(y: &mut [f32], thin: &[f32], rows: &[f32], rank: usize) {
 ///
 /// # Shapes
 /// `thin` `[tokens, rank]`, `x` `[tokens, width]`, result `[rank, width]`.
-pub(crate) fn outer(thin: &[f32], x: &[f32], rank: usize, width: usize) -> Vec<f32> {
+pub(crate) fn outer(thin: &[f32], x: &[f32], rank: usize, width: usize) -> Buffer {
     let (simd, tokens) = (Simd::detect(), thin.len() / rank);
     let by_rank = transposed(thin, [tokens, rank]);
     let panels: Vec<Vec<Tile>> = (0..width.div_ceil(COLS))
@@ -66,7 +105,7 @@ pub(crate) fn outer(thin: &[f32], x: &[f32], rank: usize, width: usize) -> Vec<f
             tiles.collect()
         })
         .collect();
-    let mut out = vec![0.0; rank * width];
+    let mut out = Buffer::new(rank * width);
     for (row, out) in out.chunks_exact_mut(width).enumerate() {
         for (out, tiles) in out.chunks_mut(COLS).zip(&panels) {
             out.copy_from_slice(&tiles[row / ROWS][row % ROWS][..out.len()]);
@@ -83,8 +122,8 @@ pub(crate) fn add(y: &mut [f32], x: &[f32]) {
 }
 
 /// The transpose of a `[rows, cols]` matrix.
-pub(crate) fn transposed(values: &[f32], [rows, cols]: [usize; 2]) -> Vec<f32> {
-    let mut out = vec![0.0; values.len()];
+pub(crate) fn transposed(values: &[f32], [rows, cols]: [usize; 2]) -> Buffer {
+    let mut out = Buffer::new(values.len());
     for (row, values) in values.chunks_exact(cols).enumerate() {
         for (col, value) in values.iter().enumerate() {
             out[col * rows + row] = *value;
@@ -206,6 +245,6 @@ mod tests {
 
     #[test]
     fn a_transpose_swaps_places() {
-        assert_eq!(transposed(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [2, 3]), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+        assert_eq!(transposed(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [2, 3])[..], [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
     }
 }

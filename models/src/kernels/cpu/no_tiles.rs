@@ -2,10 +2,26 @@
 
 use std::convert::Infallible;
 
+use super::buffer::Buffer;
+use super::lora::{Branch, Projected};
 use crate::quant::{PackedMatrix, TensorType};
 
 /// A matrix that cannot be made.
 pub(crate) struct TiledMatrix(Infallible);
+
+/// A matrix `[d_out, d_in]`, with its branch where it has one.
+#[derive(Clone, Copy)]
+pub(crate) struct Part<'a> {
+    pub(crate) weight: &'a TiledMatrix,
+    pub(crate) branch: Option<Branch<'a>>,
+}
+
+/// The gradient of what a part gave, `[tokens, d_out]`.
+#[derive(Clone, Copy)]
+pub(crate) struct OutputGradient<'a> {
+    pub(crate) part: Part<'a>,
+    pub(crate) dy: &'a [f32],
+}
 
 /// An arena that cannot be made.
 pub(crate) struct TileArena(Infallible);
@@ -18,8 +34,16 @@ pub(crate) fn forward(_x: &[f32], weight: &TiledMatrix, _y: &mut [f32]) {
     match weight.0 {}
 }
 
-pub(crate) fn backward(_dy: &[f32], weight: &TiledMatrix, _dx: &mut [f32]) {
+pub(crate) fn backward(_dy: &mut [f32], weight: &TiledMatrix, _dx: &mut [f32]) {
     match weight.0 {}
+}
+
+pub(crate) fn project(_x: &[f32], parts: &[Part<'_>], _residual: Option<&[f32]>) -> Vec<Projected> {
+    match parts[0].weight.0 {}
+}
+
+pub(crate) fn pull_back(outputs: &[OutputGradient<'_>], _with_dx: bool) -> (Vec<Buffer>, Option<Buffer>) {
+    match outputs[0].part.weight.0 {}
 }
 
 impl TiledMatrix {
@@ -28,6 +52,12 @@ impl TiledMatrix {
     }
 
     pub(crate) fn cols(&self) -> usize {
+        match self.0 {}
+    }
+}
+
+impl TiledMatrix {
+    pub(crate) fn dequantize_row(&self, _row: usize, _values: &mut [f32]) {
         match self.0 {}
     }
 }

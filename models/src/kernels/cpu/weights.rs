@@ -1,6 +1,8 @@
 //! A frozen matrix in the form that its precision computes with.
 
+use super::dequantize::dequantize_row;
 use super::packed_linear;
+use super::simd::Simd;
 use super::tiled::{self, TiledMatrix};
 use crate::quant::PackedMatrix;
 
@@ -37,8 +39,18 @@ impl Weights {
         }
     }
 
-    /// `dx = dy · W` with `dy` `[tokens, rows]` and `dx` `[tokens, cols]`, row-major.
-    pub(crate) fn backward(&self, dy: &[f32], dx: &mut [f32]) {
+    /// One row, `[cols]`.
+    pub(crate) fn dequantize_row(&self, row: usize, values: &mut [f32]) {
+        match self {
+            Self::Packed(matrix) => {
+                dequantize_row(Simd::detect(), matrix.tensor_type(), matrix.row_bytes(row), values);
+            }
+            Self::Tiled(matrix) => matrix.dequantize_row(row, values),
+        }
+    }
+
+    /// `dx = dy · W` with `dy` `[tokens, rows]`, which is used up, and `dx` `[tokens, cols]`, row-major.
+    pub(crate) fn backward(&self, dy: &mut [f32], dx: &mut [f32]) {
         match self {
             Self::Packed(matrix) => packed_linear::backward(dy, matrix, dx),
             Self::Tiled(matrix) => tiled::backward(dy, matrix, dx),

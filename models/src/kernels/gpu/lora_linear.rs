@@ -12,11 +12,12 @@ use burn::backend::tensor::FloatTensor;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::launch::{Gpu, buffer, contiguous, empty, in_launches};
+use super::launch::{Gpu, buffer, contiguous, empty, in_launches, primitive, tensor};
 use super::packed_linear::{Onto, Thin, multiply};
 use crate::gpu_pace::Kernel;
-use crate::ops::Frozen;
-use crate::ops::lora_linear::{Branch, LoraLinearKernel, LoraLinearOps};
+use crate::ops::lora_linear::{
+    Branch, Inputs, LoraLinearKernel, LoraLinearOps, Projected, Projection, ProjectionGradients, Returned,
+};
 
 /// Units of a workgroup.
 const UNITS: u32 = 64;
@@ -28,61 +29,77 @@ const TOKENS: u32 = 4;
 const RANKS: u32 = 8;
 
 impl LoraLinearKernel for Gpu {
-    fn lora_forward(
+    // A shared result costs launches of its own, and saves none.
+    const JOINS: bool = false;
+
+    fn project(
         x: &FloatTensor<Self>,
-        [a, b]: [&FloatTensor<Self>; 2],
-        weight: &Frozen,
-        scaling: f32,
+        projections: &[Projection<Self>],
         residual: Option<FloatTensor<Self>>,
-    ) -> [FloatTensor<Self>; 2] {
-        let [(x, _), (a, [_, d_in]), (b, [_, rank])] = [x, a, b].map(|tensor| contiguous(tensor.clone()));
+    ) -> Vec<Projected<Self>> {
+        let (x, [_, d_in]) = contiguous(x.clone());
         let residual = residual.map(|residual| contiguous(residual).0);
-        let thin = reduce(&x, &a, [d_in as u32, 1], rank, 1.0);
-        let branch = Thin { thin: &thin, wide: &b, is_transposed: false, scaling };
-        let y = multiply(x, weight, false, &Onto { base: residual.as_ref(), branch: Some(branch) });
-        [y, thin]
+        let project = |Projection { weight, branch }: &Projection<Self>| match branch {
+            Some(Branch { a, b, scaling }) => {
+                let [(a, _), (b, [_, rank])] = [a, b].map(|tensor| contiguous(tensor.clone()));
+                let thin = reduce(&x, &a, [d_in as u32, 1], rank, 1.0);
+                let branch = Thin { thin: &thin, wide: &b, is_transposed: false, scaling: *scaling };
+                let onto = Onto { base: residual.as_ref(), branch: Some(branch) };
+                let y = multiply(x.clone(), weight, false, &onto);
+                Projected { y, thin: Some(thin) }
+            }
+            None => {
+                let onto = Onto { base: residual.as_ref(), branch: None };
+                Projected { y: multiply(x.clone(), weight, false, &onto), thin: None }
+            }
+        };
+        projections.iter().map(project).collect()
     }
 
-    fn lora_backward(
-        branch: Branch<Self>,
-        x: FloatTensor<Self>,
-        dy: FloatTensor<Self>,
-        with_dx: bool,
-    ) -> ([FloatTensor<Self>; 2], Option<FloatTensor<Self>>) {
-        let Branch { a, b, thin, weight, scaling } = branch;
-        let [(x, _), (dy, _), (a, _), (b, [_, rank])] = [x, dy, a, b].map(contiguous);
-        let thin_dy = reduce(&dy, &b, [1, rank as u32], rank, scaling);
-        let gradients = gradients(&x, &thin_dy, &dy, &thin, scaling);
-        let dx = with_dx.then(|| {
-            let branch = Thin { thin: &thin_dy, wide: &a, is_transposed: true, scaling: 1.0 };
-            multiply(dy, &weight, true, &Onto { base: None, branch: Some(branch) })
-        });
-        (gradients, dx)
+    fn project_back(x: FloatTensor<Self>, returned: Vec<Returned<Self>>, with_dx: bool) -> ProjectionGradients<Self> {
+        let (x, _) = contiguous(x);
+        let mut gradients = ProjectionGradients { branches: Vec::new(), dx: None };
+        for Returned { projection, thin, dy } in returned {
+            let (of_branch, dx) = go_back(&x, projection, thin, dy, with_dx);
+            gradients.branches.push(of_branch);
+            gradients.dx = match (gradients.dx, dx) {
+                (Some(sum), Some(dx)) => Some(primitive(tensor(sum) + tensor(dx))),
+                (sum, dx) => sum.or(dx),
+            };
+        }
+        gradients
     }
 }
 
-impl LoraLinearOps for Gpu {
-    fn lora_linear(
-        x: FloatTensor<Self>,
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        weight: Frozen,
-        scaling: f32,
-    ) -> FloatTensor<Self> {
-        let [y, _] = Self::lora_forward(&x, [&a, &b], &weight, scaling, None);
-        y
-    }
+/// The gradients of one projection: of A and B, and where `with_dx`, what it adds to that of `x`.
+fn go_back(
+    x: &CubeTensor,
+    Projection { weight, branch }: Projection<Gpu>,
+    thin: Option<CubeTensor>,
+    dy: CubeTensor,
+    with_dx: bool,
+) -> (Option<[CubeTensor; 2]>, Option<CubeTensor>) {
+    let (dy, _) = contiguous(dy);
+    let (Some(Branch { a, b, scaling }), Some(thin)) = (branch, thin) else {
+        let dx = with_dx.then(|| multiply(dy, &weight, true, &Onto { base: None, branch: None }));
+        return (None, dx);
+    };
+    let [(a, _), (b, [_, rank])] = [a, b].map(contiguous);
+    let thin_dy = reduce(&dy, &b, [1, rank as u32], rank, scaling);
+    let of_branch = gradients(x, &thin_dy, &dy, &thin, scaling);
+    let dx = with_dx.then(|| {
+        let branch = Thin { thin: &thin_dy, wide: &a, is_transposed: true, scaling: 1.0 };
+        multiply(dy, &weight, true, &Onto { base: None, branch: Some(branch) })
+    });
+    (Some(of_branch), dx)
+}
 
-    fn lora_linear_onto(
-        residual: FloatTensor<Self>,
-        x: FloatTensor<Self>,
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        weight: Frozen,
-        scaling: f32,
-    ) -> FloatTensor<Self> {
-        let [y, _] = Self::lora_forward(&x, [&a, &b], &weight, scaling, Some(residual));
-        y
+impl LoraLinearOps for Gpu {
+    fn lora_linear(inputs: Inputs<Self>) -> Vec<FloatTensor<Self>> {
+        Self::project(&inputs.x, &inputs.projections, inputs.residual)
+            .into_iter()
+            .map(|projected| projected.y)
+            .collect()
     }
 }
 

@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use crate::device::ComputeDevice;
 use crate::gpu_device;
 use crate::nn::tracked;
-use crate::ops::{Frozen, lora_linear, packed_linear, pull_back};
+use crate::ops::{Frozen, LoraBranch, lora_linear, packed_linear, pull_back};
 use crate::quant::{PackedMatrix, TensorType};
 
 /// Furthest that a sum of products of at most 1 each may be from the CPU's, for each of its terms: both round in f32.
@@ -52,7 +52,8 @@ fn with_branch(tokens: usize, [d_out, d_in]: [usize; 2], rank: usize, device: &D
     let leaf = |shape, seed| tracked(matrix(shape, seed, device));
     let (x, a, b) = (leaf([tokens, d_in], 5), leaf([rank, d_in], 6), leaf([d_out, rank], 7));
     let residual = leaf([tokens, d_out], 8);
-    let y = lora_linear(x.clone(), &Frozen::new(weight), [a.clone(), b.clone()], 0.5, Some(residual));
+    let branch = LoraBranch { a: a.clone(), b: b.clone(), scaling: 0.5 };
+    let [y] = lora_linear(x.clone(), [(&Frozen::new(weight), Some(&branch))], Some(residual));
     let gradients = pull_back(y.clone(), matrix([tokens, d_out], 9, device)).backward();
     let gradient = |leaf: Tensor<2>| values(leaf.grad(&gradients).expect("a leaf has a gradient"));
     [values(y.inner()), gradient(x), gradient(a), gradient(b)]

@@ -44,6 +44,15 @@ impl TileFormat {
         }
     }
 
+    /// Bytes of scales and minima in front of a tile's words.
+    const fn front_bytes(self) -> usize {
+        match self {
+            Self::Nibbles => 64,
+            Self::Bytes => 32,
+            Self::Bf16 => 0,
+        }
+    }
+
     /// Bytes of one tile.
     pub(crate) const fn tile_bytes(self) -> usize {
         match self {
@@ -97,6 +106,41 @@ impl TiledMatrix {
     pub(crate) fn tile_row(&self, index: usize) -> &[u8] {
         let len = self.tile_cols() * self.format.tile_bytes();
         &self.tiles()[index * len..][..len]
+    }
+
+    /// Dequantizes one row: of quantized blocks, to the values that the file's own have.
+    pub(crate) fn dequantize_row(&self, row: usize, values: &mut [f32]) {
+        let (lane, front) = (row % TILE_ROWS, self.format.front_bytes());
+        let tiles = self.tile_row(row / TILE_ROWS).chunks_exact(self.format.tile_bytes());
+        for (tile, values) in tiles.zip(values.chunks_mut(TILE_COLS)) {
+            let half = |index: usize| half::f16::from_le_bytes([tile[2 * index], tile[2 * index + 1]]).to_f32();
+            let bytes =
+                || tile[front..].chunks_exact(4 * TILE_ROWS).flat_map(|word| &word[4 * lane..][..4]).enumerate();
+            let mut put = |column: usize, value: f32| {
+                // A row may end within a tile.
+                if let Some(place) = values.get_mut(column) {
+                    *place = value;
+                }
+            };
+            match self.format {
+                TileFormat::Nibbles => {
+                    let (scale, minimum) = (half(lane), half(TILE_ROWS + lane));
+                    for (index, byte) in bytes() {
+                        put(index, scale * f32::from(byte & 15) + minimum);
+                        put(TILE_COLS / 2 + index, scale * f32::from(byte >> 4) + minimum);
+                    }
+                }
+                TileFormat::Bytes => {
+                    let scale = half(lane);
+                    bytes().for_each(|(index, byte)| put(index, scale * (f32::from(*byte) - 128.0)));
+                }
+                TileFormat::Bf16 => {
+                    for ((index, low), (_, high)) in bytes().step_by(2).zip(bytes().skip(1).step_by(2)) {
+                        put(index / 2, half::bf16::from_le_bytes([*low, *high]).to_f32());
+                    }
+                }
+            }
+        }
     }
 
     fn bytes_needed(tensor_type: TensorType, [rows, cols]: [usize; 2]) -> usize {

@@ -1,253 +1,240 @@
 //! Products of many tokens: a panel of 32 outputs is dequantized to bf16 once, and one microkernel multiplies it in both directions.
 //!
-//! Sums are f32, in ascending order of pairs; a pair's two products are added first, as `vdpbf16ps` does.
+//! A LoRA branch joins the reduction: what the way into few dimensions makes of a token stands behind its row, and the way out behind
+//! the panel's weights, so that a branch costs its share of the products and no more. Projections of one input share its rounding, and
+//! on the way back one reduction over all of them.
 
-use std::arch::x86_64::*;
-use std::cell::RefCell;
+use std::ops::Range;
 
 use super::layout::{TILE_COLS, TILE_ROWS, TiledMatrix};
-use super::unpack;
+use super::product::{self, Segment, Target};
+use super::rounded::{self, Rounded, Rows};
+use super::slab::{self, PANEL, WORDS};
+use super::way_in::WayIn;
+use super::{OutputGradient, Part};
 use crate::kernels::cpu::columns::Columns;
+use crate::kernels::cpu::lora::Branch;
 use crate::kernels::cpu::parallel;
 
-/// Outputs of a panel: two vectors.
-const PANEL: usize = 32;
-/// Most tokens of a tile of results: 8 · 2 accumulators leave registers for the operands.
-const TOKENS: usize = 8;
-/// Pairs of rows that a slab of the backward direction holds: 1024 · 128 bytes are a share of the second-level cache.
+/// Pairs that a slab of the backward direction holds: 1024 · 128 bytes are a share of the second-level cache.
 const SLAB_PAIRS: usize = 1024;
 
-/// Dequantized weights of a panel, two vectors for each pair.
-struct Slab(Vec<__m512i>);
-
-thread_local! {
-    static SLAB: RefCell<Slab> = const { RefCell::new(Slab(Vec::new())) };
-}
-
-fn with_slab<R>(pairs: usize, work: impl FnOnce(&mut [__m512i]) -> R) -> R {
-    SLAB.with_borrow_mut(|Slab(words)| {
-        if words.len() < 2 * pairs {
-            // SAFETY: all bits zero are a vector.
-            words.resize(2 * pairs, unsafe { std::mem::zeroed() });
-        }
-        work(&mut words[..2 * pairs])
-    })
-}
-
-/// `y = x · Wᵀ`; shapes as in [`super::forward`].
-pub(super) fn forward(x: &[f32], weight: &TiledMatrix, y: &mut [f32]) {
-    let (rows, pairs) = (weight.rows(), weight.tile_cols() * TILE_COLS / 2);
-    let x = Pairs::new(x, weight.cols(), pairs);
-    let y = Columns::new(y, rows);
-    parallel::for_each(rows.div_ceil(PANEL), |panel| {
-        with_slab(pairs, |slab| {
-            // SAFETY: whoever made a tiled matrix has found the instructions.
-            unsafe { unpack_rows(weight, panel, slab) };
-            let first = panel * PANEL;
-            x.times(0..pairs, slab, &y, first..rows.min(first + PANEL));
-        });
-    });
-}
-
-/// `dx = dy · W`; shapes as in [`super::backward`].
-pub(super) fn backward(dy: &[f32], weight: &TiledMatrix, dx: &mut [f32]) {
-    let (cols, pairs) = (weight.cols(), weight.tile_rows() * TILE_ROWS / 2);
-    let dy = Pairs::new(dy, weight.rows(), pairs);
-    let dx = Columns::new(dx, cols);
-    parallel::for_each(cols.div_ceil(PANEL), |panel| {
-        with_slab(pairs.min(SLAB_PAIRS), |slab| {
-            for first_pair in (0..pairs).step_by(SLAB_PAIRS) {
-                let reduced = first_pair..pairs.min(first_pair + SLAB_PAIRS);
-                let slab = &mut slab[..2 * reduced.len()];
-                // SAFETY: whoever made a tiled matrix has found the instructions.
-                unsafe { unpack_cols(weight, panel, reduced.start * 2 / TILE_ROWS, slab) };
-                let first = panel * PANEL;
-                dy.times(reduced, slab, &dx, first..cols.min(first + PANEL));
-            }
-        });
-    });
-}
-
-/// Dequantizes the two rows of tiles of a panel; where there is but one, the rest is zero.
+/// `y = x · Wᵀ + scaling · (x · Aᵀ) · Bᵀ` of every part, onto `residual` where there is one; shapes as in [`super::project`].
 ///
-/// # Safety
-/// The processor has AVX-512 with bf16.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn unpack_rows(weight: &TiledMatrix, panel: usize, slab: &mut [__m512i]) {
-    let tile_bytes = weight.format().tile_bytes();
-    for half in 0..PANEL / TILE_ROWS {
-        let tile_row = panel * (PANEL / TILE_ROWS) + half;
-        if tile_row == weight.tile_rows() {
-            slab.iter_mut().skip(half).step_by(2).for_each(|word| *word = _mm512_setzero_si512());
-            return;
-        }
-        let next = if tile_row + 2 < weight.tile_rows() { weight.tile_row(tile_row + 2) } else { &[] };
-        for (tile_col, (tile, words)) in
-            weight.tile_row(tile_row).chunks_exact(tile_bytes).zip(slab.chunks_exact_mut(TILE_COLS)).enumerate()
-        {
-            prefetch(next, tile_col * tile_bytes, tile_bytes);
-            // SAFETY: a tile is there, and 32 words of the slab, of which every second one is written.
-            unsafe { unpack::by_columns(weight.format(), tile.as_ptr(), words.as_mut_ptr().add(half), 2) };
-        }
-    }
-}
-
-/// Dequantizes a column of tiles, from row of tiles `first` on, as far as the slab goes.
-///
-/// # Safety
-/// The processor has AVX-512 with bf16.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn unpack_cols(weight: &TiledMatrix, panel: usize, first: usize, slab: &mut [__m512i]) {
-    /// Tiles ahead: as far as memory is away.
-    const AHEAD: usize = 8;
-    let tile_bytes = weight.format().tile_bytes();
-    let (start, stride) = (panel * tile_bytes, weight.tile_cols() * tile_bytes);
-    for (index, words) in slab.chunks_exact_mut(TILE_ROWS).enumerate() {
-        let tile = &weight.tiles()[start + (first + index) * stride..][..tile_bytes];
-        prefetch(weight.tiles(), start + (first + index + AHEAD) * stride, tile_bytes);
-        // SAFETY: a tile is there, and 16 words of the slab.
-        unsafe { unpack::by_rows(weight.format(), tile.as_ptr(), words.as_mut_ptr()) };
-    }
-}
-
-/// Asks for the cache lines of `bytes[from..from + len]`, as far as they exist.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn prefetch(bytes: &[u8], from: usize, len: usize) {
-    for line in bytes.get(from..from + len).unwrap_or_default().chunks(64) {
-        _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
-    }
-}
-
-/// A matrix rounded to bf16, row-major; each row is a whole number of pairs, what is missing is zero.
-struct Pairs {
-    values: Vec<u32>,
-    pairs: usize,
-    rows: usize,
-}
-
-impl Pairs {
-    /// Rounds `x` `[rows, cols]` to nearest, ties to even.
-    fn new(x: &[f32], cols: usize, pairs: usize) -> Self {
-        let rows = x.len() / cols;
-        let mut values = vec![0u32; rows * pairs];
-        let out = Rows(values.as_mut_ptr(), pairs);
-        const TASK_ROWS: usize = 16;
-        parallel::for_each(rows.div_ceil(TASK_ROWS), |task| {
-            for row in task * TASK_ROWS..rows.min((task + 1) * TASK_ROWS) {
-                // SAFETY: whoever made a tiled matrix has found the instructions; this task alone writes the row.
-                unsafe { round_row(&x[row * cols..(row + 1) * cols], out.row(row)) };
-            }
-        });
-        Self { values, pairs, rows }
-    }
-
-    /// `out[row][outputs] (+)= Σ over the pairs `reduced` of self[row][pair] · slab[pair][outputs]`; added where the reduction
-    /// does not begin at 0.
-    fn times(
-        &self,
-        reduced: std::ops::Range<usize>,
-        slab: &[__m512i],
-        out: &Columns<'_>,
-        outputs: std::ops::Range<usize>,
-    ) {
-        // Evenly: 17 rows are 6, 6 and 5, not 8, 8 and 1.
-        let tiles = self.rows.div_ceil(TOKENS);
-        for tile in 0..tiles {
-            let (first, end) = (tile * self.rows / tiles, (tile + 1) * self.rows / tiles);
-            let multiply = match end - first {
-                1 => multiply::<1>,
-                2 => multiply::<2>,
-                3 => multiply::<3>,
-                4 => multiply::<4>,
-                5 => multiply::<5>,
-                6 => multiply::<6>,
-                7 => multiply::<7>,
-                _ => multiply::<TOKENS>,
-            };
-            let x = &self.values[first * self.pairs..end * self.pairs][reduced.start..];
-            // SAFETY: the instructions are there; `x` holds the rows; this task alone touches these columns of `out`.
-            unsafe { multiply(x, self.pairs, slab, out, first, outputs.clone(), reduced.start > 0) };
-        }
-    }
-}
-
-/// Rows that tasks write, each its own.
-struct Rows(*mut u32, usize);
-
-// SAFETY: tasks write different rows.
-unsafe impl Sync for Rows {}
-
-impl Rows {
-    /// # Safety
-    /// The row exists, and nobody else holds it.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn row(&self, row: usize) -> &mut [u32] {
-        // SAFETY: as the caller promises.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(row * self.1), self.1) }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn round_row(x: &[f32], out: &mut [u32]) {
-    for (x, out) in x.chunks(32).zip(out.chunks_mut(16)) {
-        let load = |from: usize| {
-            let count = x.len().saturating_sub(from).min(16);
-            let mask = ((1u32 << count) - 1) as u16;
-            // SAFETY: the mask keeps the load inside `x`.
-            unsafe { _mm512_maskz_loadu_ps(mask, x.as_ptr().wrapping_add(from)) }
-        };
-        // SAFETY: both types are 512 bits.
-        let pairs = unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(load(16), load(0))) };
-        let mask = ((1u32 << out.len()) - 1) as u16;
-        // SAFETY: the mask keeps the store inside `out`.
-        unsafe { _mm512_mask_storeu_epi32(out.as_mut_ptr().cast(), mask, pairs) };
-    }
-}
-
-/// `R` rows of results.
-///
-/// # Safety
-/// The processor has AVX-512 with bf16; `x` holds R rows, `stride` pairs apart, of as many pairs as the slab has; nobody else touches
-/// these columns of these rows of `out`.
-#[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn multiply<const R: usize>(
-    x: &[u32],
-    stride: usize,
-    slab: &[__m512i],
-    out: &Columns<'_>,
-    first_row: usize,
-    outputs: std::ops::Range<usize>,
-    add: bool,
+/// Writes every value of `outputs` and `thins`, which belong to the parts one by one.
+pub(super) fn forward(
+    x: &[f32],
+    parts: &[Part<'_>],
+    outputs: &[Columns<'_>],
+    thins: &[Columns<'_>],
+    residual: Option<&[f32]>,
 ) {
-    let masks: [__mmask16; 2] =
-        std::array::from_fn(|half| ((1u32 << outputs.len().saturating_sub(half * 16).min(16)) - 1) as u16);
-    let mut sums = [[_mm512_setzero_ps(); 2]; R];
-    // SAFETY: as the caller promises; masks keep loads and stores inside the outputs.
-    unsafe {
-        if add {
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let out = out.slice(first_row + row, outputs.start, outputs.len());
-                for half in 0..2 {
-                    sums[half] = _mm512_maskz_loadu_ps(masks[half], out.as_ptr().wrapping_add(half * 16));
+    let (cols, pairs) = (parts[0].weight.cols(), parts[0].weight.tile_cols() * TILE_COLS / 2);
+    let tokens = x.len() / cols;
+    if tokens == 0 {
+        return;
+    }
+    let mut stride = pairs;
+    let appended: Vec<Range<usize>> = parts.iter().map(|part| take(&mut stride, branch_pairs(part.branch))).collect();
+    // SAFETY: whoever made a tiled matrix has found the instructions.
+    let way_in = unsafe { WayIn::of_rows(pairs, parts.iter().map(|part| part.branch)) };
+    let fill = |rows: Range<usize>, out: &Rows| {
+        // SAFETY: as above; this task alone touches these rows.
+        unsafe {
+            rows.clone().for_each(|row| out.round(row, 0..pairs, &x[row * cols..][..cols], 1.0));
+            way_in.apply(rows.clone(), out, thins, 1.0);
+            for ((part, thin), pairs) in parts.iter().zip(thins).zip(&appended) {
+                append(part.branch, rows.clone(), out, pairs, thin, |branch| branch.scaling);
+            }
+        }
+    };
+    let x = Rounded::new(tokens, stride, fill);
+    let tasks: Vec<(usize, usize)> = parts
+        .iter()
+        .enumerate()
+        .flat_map(|(part, of)| (0..of.weight.rows().div_ceil(PANEL)).map(move |panel| (part, panel)))
+        .collect();
+    parallel::for_each(tasks.len(), |task| {
+        let (part, panel) = tasks[task];
+        let Part { weight, branch } = parts[part];
+        slab::with_words(WORDS * (pairs + appended[part].len()), |words| {
+            let (base, way_out) = words.split_at_mut(WORDS * pairs);
+            let first = panel * PANEL;
+            let count = PANEL.min(weight.rows() - first);
+            // SAFETY: as above; this task alone writes these columns.
+            unsafe {
+                slab::unpack_rows(weight, panel, base);
+                if let Some(branch) = branch {
+                    let rows = branch.b.chunks_exact(branch.rank).skip(first).take(count);
+                    slab::round_rows(rows, way_out, WORDS);
                 }
+                let segments = [Segment { pair: 0, slab: base }, Segment { pair: appended[part].start, slab: way_out }];
+                let base = residual.map_or(std::ptr::null(), |residual| residual[first..].as_ptr());
+                let start = outputs[part].place(0, first, count);
+                product::wide(&x.rows(), 0..tokens, &segments, Target { start, stride: weight.rows(), count, base });
+            }
+        });
+    });
+}
+
+/// `g = scaling · dy · B` of every output, and where it is wanted, `dx = Σ dy · W + g · A`; shapes as in [`super::pull_back`].
+///
+/// Writes every value of `thins`, which are the g one by one, and of `dx`.
+pub(super) fn backward(outputs: &[OutputGradient<'_>], thins: &[Columns<'_>], dx: Option<&Columns<'_>>) {
+    let tokens = outputs[0].dy.len() / outputs[0].part.weight.rows();
+    if tokens == 0 {
+        return;
+    }
+    let mut stride = 0;
+    // Of every output the pairs of its gradient, and behind them those of g.
+    let places: Vec<[Range<usize>; 2]> = outputs
+        .iter()
+        .map(|OutputGradient { part, .. }| {
+            let pairs = part.weight.tile_rows() * TILE_ROWS / 2;
+            [take(&mut stride, pairs), take(&mut stride, branch_pairs(part.branch))]
+        })
+        .collect();
+    let ways_in: Vec<WayIn> = outputs
+        .iter()
+        .zip(&places)
+        // SAFETY: whoever made a tiled matrix has found the instructions.
+        .map(|(output, [pairs, _])| unsafe { WayIn::of_columns(pairs.clone(), output.part.branch) })
+        .collect();
+    let fill = |rows: Range<usize>, out: &Rows| {
+        for (index, OutputGradient { part, dy }) in outputs.iter().enumerate() {
+            let ([pairs, appended], width) = (&places[index], part.weight.rows());
+            // SAFETY: as above; this task alone touches these rows.
+            unsafe {
+                rows.clone().for_each(|row| out.round(row, pairs.clone(), &dy[row * width..][..width], 1.0));
+                let scaling = part.branch.map_or(1.0, |branch| branch.scaling);
+                ways_in[index].apply(rows.clone(), out, &thins[index..=index], scaling);
+                append(part.branch, rows.clone(), out, appended, &thins[index], |_| 1.0);
             }
         }
-        let x = x.as_ptr();
-        for (pair, words) in slab.as_chunks::<2>().0.iter().enumerate() {
-            let [low, high] = words.map(|word| std::mem::transmute::<__m512i, __m512bh>(word));
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let both = _mm512_set1_epi32(*x.add(row * stride + pair) as i32);
-                let both = std::mem::transmute::<__m512i, __m512bh>(both);
-                sums[0] = _mm512_dpbf16_ps(sums[0], both, low);
-                sums[1] = _mm512_dpbf16_ps(sums[1], both, high);
+    };
+    let dy = Rounded::new(tokens, stride, fill);
+    let Some(dx) = dx else { return };
+    let parts: Vec<Part<'_>> = outputs.iter().map(|output| output.part).collect();
+    reduce(&dy.rows(), tokens, &parts, dx);
+}
+
+/// `dx = dy · W` of one matrix without a branch, which leaves something else in `dy`: its rounded values take the place of it.
+///
+/// Writes every value of `dx`.
+pub(super) fn backward_in_place(dy: &mut [f32], weight: &TiledMatrix, dx: &Columns<'_>) {
+    let (width, pairs) = (weight.rows(), weight.tile_rows() * TILE_ROWS / 2);
+    let tokens = dy.len() / width;
+    let part = Part { weight, branch: None };
+    if pairs > width {
+        return backward(&[OutputGradient { part, dy }], &[Columns::new(&mut [], 0)], Some(dx));
+    }
+    let values = dy.as_mut_ptr();
+    let rows = Rows::new(values.cast(), width);
+    rounded::for_rows(tokens, &rows, |range, out| {
+        for row in range {
+            // SAFETY: whoever made a tiled matrix has found the instructions; this task alone touches the row, through its pointer.
+            unsafe { out.round_from(row, 0..pairs, out.at(row, 0).cast(), width, 1.0) };
+        }
+    });
+    reduce(&rows, tokens, &[part], dx);
+}
+
+/// Multiplies rows of pairs with all rows of all parts and of their ways in, one below the other.
+fn reduce(dy: &Rows, tokens: usize, parts: &[Part<'_>], dx: &Columns<'_>) {
+    let (cols, pieces) = (parts[0].weight.cols(), Piece::of_all(parts));
+    let pairs = pieces.iter().map(|piece| piece.pairs.len()).sum::<usize>();
+    parallel::for_each(cols.div_ceil(PANEL), |panel| {
+        let first = panel * PANEL;
+        let count = PANEL.min(cols - first);
+        let start = dx.place(0, first, count);
+        slab::with_words(WORDS * pairs.min(SLAB_PAIRS), |slab| {
+            let multiply = |reduced: &Range<usize>, slab: &[slab::Word]| {
+                let segment = [Segment { pair: reduced.start, slab: &slab[..WORDS * reduced.len()] }];
+                let base = if reduced.start == 0 { std::ptr::null() } else { start.cast_const() };
+                // SAFETY: whoever made a tiled matrix has found the instructions; this task alone touches these columns.
+                unsafe { product::wide(dy, 0..tokens, &segment, Target { start, stride: cols, count, base }) };
+            };
+            let mut reduced = 0..0;
+            for piece in &pieces {
+                if reduced.len() + piece.pairs.len() > SLAB_PAIRS {
+                    multiply(&reduced, slab);
+                    reduced.start = reduced.end;
+                }
+                // SAFETY: as above.
+                unsafe { piece.unpack(panel, &mut slab[WORDS * reduced.len()..][..WORDS * piece.pairs.len()]) };
+                reduced.end += piece.pairs.len();
+            }
+            multiply(&reduced, slab);
+        });
+    });
+}
+
+/// What a slab of the backward direction is filled with at a time: pairs of rows of a matrix, or of a branch's way in.
+struct Piece<'a> {
+    part: Part<'a>,
+    is_branch: bool,
+    pairs: Range<usize>,
+}
+
+impl<'a> Piece<'a> {
+    /// All rows of all matrices and branches, in the order that gradients and what is appended to them have in a token's row.
+    fn of_all(parts: &[Part<'a>]) -> Vec<Self> {
+        let in_order = parts.iter().flat_map(|part| {
+            [(part, false, part.weight.tile_rows() * TILE_ROWS / 2), (part, true, branch_pairs(part.branch))]
+        });
+        let pieces = in_order.flat_map(|(&part, is_branch, pairs)| {
+            let chunks = (0..pairs).step_by(SLAB_PAIRS).map(move |first| first..pairs.min(first + SLAB_PAIRS));
+            chunks.map(move |pairs| Self { part, is_branch, pairs })
+        });
+        pieces.collect()
+    }
+
+    /// Writes its weights of a panel of columns.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 with bf16; `slab` has [`WORDS`] words for each pair.
+    unsafe fn unpack(&self, panel: usize, slab: &mut [slab::Word]) {
+        let Part { weight, branch } = self.part;
+        // SAFETY: as the caller promises.
+        unsafe {
+            match branch {
+                Some(branch) if self.is_branch => {
+                    let cols = weight.cols();
+                    let rows = &branch.a[2 * self.pairs.start * cols..branch.a.len().min(2 * self.pairs.end * cols)];
+                    slab::round_columns(rows, cols, panel * PANEL, slab, WORDS);
+                }
+                _ => slab::unpack_cols(weight, panel, self.pairs.start * 2 / TILE_ROWS, slab),
             }
         }
-        for (row, sums) in sums.iter().enumerate() {
-            let out = out.slice(first_row + row, outputs.start, outputs.len());
-            for half in 0..2 {
-                _mm512_mask_storeu_ps(out.as_mut_ptr().wrapping_add(half * 16), masks[half], sums[half]);
-            }
-        }
+    }
+}
+
+/// Pairs that a branch appends to a row.
+fn branch_pairs(branch: Option<Branch<'_>>) -> usize {
+    branch.map_or(0, |branch| branch.rank.div_ceil(2))
+}
+
+/// The next `count` of a row's pairs, of which `end` are taken.
+fn take(end: &mut usize, count: usize) -> Range<usize> {
+    *end += count;
+    *end - count..*end
+}
+
+/// Appends to some rows what the way into a branch made of them, times `factor`.
+///
+/// # Safety
+/// The processor has AVX-512 with bf16; nobody else touches these rows, of `out` and of `thin`.
+unsafe fn append(
+    branch: Option<Branch<'_>>,
+    rows: Range<usize>,
+    out: &Rows,
+    pairs: &Range<usize>,
+    thin: &Columns<'_>,
+    factor: impl Fn(Branch<'_>) -> f32,
+) {
+    let Some(branch) = branch else { return };
+    for row in rows {
+        // SAFETY: as the caller promises.
+        unsafe { out.round(row, pairs.clone(), thin.slice(row, 0, branch.rank), factor(branch)) };
     }
 }

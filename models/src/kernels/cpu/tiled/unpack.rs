@@ -70,7 +70,7 @@ fn transposed_lanes([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
 /// Word indices that bring lanes i and 16 + i together.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn interleaved_halves() -> __m512i {
+pub(super) fn interleaved_halves() -> __m512i {
     let lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     _mm512_or_si512(lane, _mm512_slli_epi32::<16>(_mm512_add_epi32(lane, _mm512_set1_epi32(16))))
 }
@@ -93,7 +93,7 @@ unsafe fn columns(format: TileFormat, tile: *const u8) -> Columns {
 /// bf16 of two columns, rounded to nearest.
 #[target_feature(enable = "avx512f,avx512bf16")]
 #[inline]
-fn round(even: __m512, odd: __m512) -> __m512i {
+pub(super) fn round(even: __m512, odd: __m512) -> __m512i {
     // SAFETY: both types are 512 bits.
     unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(odd, even)) }
 }
