@@ -124,19 +124,14 @@ struct Block {
     scales: [f32; 2],
     /// Sums of the quants of each half.
     sums: [i32; 2],
-}
-
-impl Block {
     /// The sum of the values.
-    fn sum(&self) -> f32 {
-        self.scales[0] * self.sums[0] as f32 + self.scales[1] * self.sums[1] as f32
-    }
+    total: f32,
 }
 
 /// Blocks of all tokens, group after group: `[tile_cols, tokens of the group]` each.
 fn quantize(x: &[f32], cols: usize, form: Form) -> Vec<Block> {
     let (tokens, tile_cols) = (x.len() / cols, cols.div_ceil(TILE_COLS));
-    let mut blocks = vec![Block { dwords: [0; 16], scales: [0.0; 2], sums: [0; 2] }; tile_cols * tokens];
+    let mut blocks = vec![Block { dwords: [0; 16], scales: [0.0; 2], sums: [0; 2], total: 0.0 }; tile_cols * tokens];
     for group in groups(tokens) {
         let blocks = &mut blocks[group.start * tile_cols..group.end * tile_cols];
         for (index, token) in group.clone().enumerate() {
@@ -166,12 +161,12 @@ unsafe fn rounded(values: &[f32; TILE_COLS]) -> Block {
         let pairs = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
         _mm512_storeu_si512(dwords.as_mut_ptr().cast(), pairs);
     }
-    Block { dwords, scales: [1.0; 2], sums: [0; 2] }
+    Block { dwords, scales: [1.0; 2], sums: [0; 2], total: 0.0 }
 }
 
 #[target_feature(enable = "avx512f")]
 unsafe fn quantized(values: &[f32; TILE_COLS]) -> Block {
-    let mut block = Block { dwords: [0; 16], scales: [0.0; 2], sums: [0; 2] };
+    let mut block = Block { dwords: [0; 16], scales: [0.0; 2], sums: [0; 2], total: 0.0 };
     let bytes: *mut __m128i = block.dwords.as_mut_ptr().cast();
     for half in 0..2 {
         // SAFETY: 16 values are read, 16 bytes written.
@@ -182,6 +177,7 @@ unsafe fn quantized(values: &[f32; TILE_COLS]) -> Block {
             let quants = _mm512_cvtps_epi32(_mm512_mul_ps(values, inverse));
             _mm_storeu_si128(bytes.add(half), _mm512_cvtsepi32_epi8(quants));
             (block.scales[half], block.sums[half]) = (largest / 127.0, _mm512_reduce_add_epi32(quants));
+            block.total += block.scales[half] * block.sums[half] as f32;
         }
     }
     block
@@ -248,7 +244,7 @@ unsafe fn nibbles<const T: usize>(tile: *const u8, blocks: &[Block; T], sums: &m
     }
     for ((dots, block), sums) in dots.iter().zip(blocks).zip(sums) {
         add_halves(dots, block, scale, sums);
-        sums[1] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(block.sum()), sums[1]);
+        sums[1] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(block.total), sums[1]);
     }
 }
 
@@ -277,10 +273,9 @@ unsafe fn bytes<const T: usize>(tile: *const u8, blocks: &[Block; T], sums: &mut
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn add_halves(dots: &[__m512i; 2], block: &Block, scale: __m512, sums: &mut [__m512; 2]) {
-    for half in 0..2 {
-        let scale = _mm512_mul_ps(scale, _mm512_set1_ps(block.scales[half]));
-        sums[half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[half]), scale, sums[half]);
-    }
+    let (low, high) = (_mm512_cvtepi32_ps(dots[0]), _mm512_cvtepi32_ps(dots[1]));
+    let low = _mm512_mul_ps(low, _mm512_set1_ps(block.scales[0]));
+    sums[0] = _mm512_fmadd_ps(_mm512_fmadd_ps(high, _mm512_set1_ps(block.scales[1]), low), scale, sums[0]);
 }
 
 /// # Safety
