@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::model::{self, ModelArgs, PrecisionArgs, stories260k};
+use crate::model::{self, ModelArgs, PrecisionArgs};
 use crate::report::{OutputArgs, Report};
 
 /// Their options.
@@ -30,7 +30,7 @@ impl StepArgs {
     /// If there is no model, or the system gives no threads.
     pub fn start(&self, command: &'static str) -> anyhow::Result<(Report, PathBuf)> {
         let report = Report::start(command, self.output);
-        let file = if self.smoke { stories260k() } else { self.model.file()? };
+        let file = self.model.file(self.smoke)?;
         model::start_threads(self.threads)?;
         Ok((report, file))
     }

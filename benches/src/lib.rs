@@ -13,7 +13,6 @@ pub mod peers;
 pub mod race;
 pub mod report;
 pub mod spread;
-
 pub mod steps;
 pub mod store;
 pub mod worker;

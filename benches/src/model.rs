@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use mynah_models::weights::Gguf;
 use mynah_models::{ComputeDevice, Model, Precision};
+use mynah_tests::{smollm2_path, stories};
 
 /// `--model`.
 #[derive(Debug, Clone, clap::Args)]
@@ -16,38 +17,23 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// The file.
+    /// The file; for trying a program and not for figures, the smallest real model, which is part of the repository.
     ///
     /// # Errors
     /// If none was given and none was pulled.
-    pub fn file(&self) -> anyhow::Result<PathBuf> {
+    pub fn file(&self, is_trial: bool) -> anyhow::Result<PathBuf> {
+        if is_trial {
+            return Ok(stories::file());
+        }
         if let Some(file) = &self.model {
             return Ok(file.clone());
         }
-        let folder = match std::env::var_os("MYNAH_CACHE") {
-            Some(folder) if !folder.is_empty() => PathBuf::from(folder),
-            _ => cache_folder()?.join("models"),
-        };
-        let file = folder.join("SmolLM2-135M-Instruct.Q4_1.gguf");
+        let file = smollm2_path().context("the system names no folder for caches; give --model")?;
         if !file.is_file() {
             bail!("{} is not there; run `cargo run --release -- pull smollm2-135m-instruct`", file.display());
         }
         Ok(file)
     }
-}
-
-/// Where this machine keeps what can be made again.
-///
-/// # Errors
-/// If the system names no home folder.
-pub fn cache_folder() -> anyhow::Result<PathBuf> {
-    let folders = directories::ProjectDirs::from("", "", "mynah");
-    Ok(folders.context("the system names no folder for caches; give paths as options")?.cache_dir().to_owned())
-}
-
-/// The smallest real model, part of the repository: for trying a program, not for figures.
-pub fn stories260k() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/assets/stories260K.gguf"))
 }
 
 /// `--precision`.

@@ -7,8 +7,6 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use mynah_models::weights::Gguf;
 
-use crate::model::cache_folder;
-
 /// Everything that the scripts in `peers/` import.
 const PACKAGES: [&str; 6] = ["torch", "transformers", "peft", "gguf", "numpy", "llama-cpp-python"];
 
@@ -30,7 +28,10 @@ impl Environment {
     pub fn at(folder: Option<PathBuf>) -> anyhow::Result<Self> {
         let folder = match folder {
             Some(folder) => folder,
-            None => cache_folder()?.join("peers"),
+            None => directories::ProjectDirs::from("", "", "mynah")
+                .context("the system names no folder for caches; give --env")?
+                .cache_dir()
+                .join("peers"),
         };
         // A relative name would be taken for that of a model on a hub.
         Ok(Self { folder: std::path::absolute(folder)? })

@@ -10,6 +10,7 @@ use burn::tensor::{Device, Tensor, TensorData, Transaction};
 use crate::compute_error::ComputeError;
 use crate::gpu_device::{self, Gpu};
 use crate::kernels::cpu::{buffer, parallel::in_pool, tiled};
+use crate::nn::Stop;
 use crate::precision::Precision;
 
 /// The CPU, or a GPU through wgpu. Cloning copies a handle.
@@ -91,10 +92,18 @@ impl ComputeDevice {
         self.precision == Precision::Fast && !self.is_gpu() && tiled::is_available()
     }
 
-    /// Does `work` where its operations begin without delay: on the CPU, on one of the threads that they are shared among.
-    pub(crate) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+    /// Does `work` where its operations begin without delay: on the CPU, on one of the threads that they are shared among. On a
+    /// GPU, nothing is launched any more once `stop` is set.
+    ///
+    /// # Errors
+    /// Those of `work`; [`ComputeError::Cancelled`] if a launch was left out.
+    pub(crate) fn run<R: Send>(
+        &self,
+        stop: &Stop,
+        work: impl FnOnce() -> Result<R, ComputeError> + Send,
+    ) -> Result<R, ComputeError> {
         if self.is_gpu() {
-            return work();
+            return stop.over_launches(work);
         }
         let result = in_pool(work);
         buffer::trim();

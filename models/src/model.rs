@@ -127,8 +127,7 @@ impl Model {
         self.check_batch(batch)?;
         let (lengths, angles) = (batch.shared_lengths(), self.angles(batch));
         let mut pass = Pass { lengths, angles, adapter, cache: None, stop };
-        self.device
-            .run(|| stop.over_launches(|| self.decoder.forward(batch.ids(), depths, &mut pass, self.device.burn())))
+        self.device.run(stop, || self.decoder.forward(batch.ids(), depths, &mut pass, self.device.burn()))
     }
 
     /// Hidden states as [`Self::hidden_states`] gives them, from which a loss can go back to the adapter.
@@ -146,7 +145,7 @@ impl Model {
         kept_layers: usize,
         stop: &'a Stop,
     ) -> Result<Tape<'a>, ComputeError> {
-        self.device.run(|| stop.over_launches(|| Tape::record(self, batch, depths, adapter, kept_layers, stop)))
+        self.device.run(stop, || Tape::record(self, batch, depths, adapter, kept_layers, stop))
     }
 
     /// Negative log-likelihood in nats of one target per row of `hidden`, differentiable in `hidden`. Logits are never
@@ -159,12 +158,11 @@ impl Model {
     /// [`ComputeError::TokenOutOfRange`]; [`ComputeError::Cancelled`] between some positions and the next.
     pub fn token_nll(&self, hidden: Tensor<2>, targets: &[u32], stop: &Stop) -> Result<Tensor<1>, ComputeError> {
         self.check_ids(targets)?;
-        let token_nll = || {
+        self.device.run(stop, || {
             let nll = token_nll(hidden, targets, &self.decoder.lm_head, stop);
             // What a stopped operation gives is not all of it.
             stop.check().map(|()| nll)
-        };
-        self.device.run(|| stop.over_launches(token_nll))
+        })
     }
 
     /// Raw logits, for as few positions as the caller can hold: `[positions, vocab_size]`, differentiable in `hidden`.
@@ -217,7 +215,7 @@ impl Model {
         }
         self.check_activations(ids.len())?;
         self.device.check_tensor("a layer's cached keys", cache.room_for(past + ids.len()), self.key_value_width())?;
-        let logits = self.device.run(|| stop.over_launches(|| self.last_logits(cache, ids, adapter, stop)))?;
+        let logits = self.device.run(stop, || self.last_logits(cache, ids, adapter, stop))?;
         cache.advance(ids.len());
         Ok(logits)
     }

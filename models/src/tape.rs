@@ -120,7 +120,7 @@ impl<'a> Tape<'a> {
     pub fn gradients(mut self, loss: &Tensor<1>) -> Result<Vec<f32>, ComputeError> {
         let (device, stop) = (self.model.device(), self.stop);
         let mut gradients = FlatGradients::of(self.adapter);
-        device.run(|| stop.over_launches(|| self.go_back(loss, &mut gradients)))?;
+        device.run(stop, || self.go_back(loss, &mut gradients))?;
         gradients.into_values()
     }
 

@@ -9,13 +9,18 @@ pub mod tiny_model;
 
 use std::path::PathBuf;
 
-/// SmolLM2's file where `mynah pull` keeps it, if it is there.
-pub fn cached_smollm2() -> Option<PathBuf> {
+/// Where `mynah pull` keeps SmolLM2's file; none if the system names no home folder.
+pub fn smollm2_path() -> Option<PathBuf> {
     let folder = match std::env::var_os("MYNAH_CACHE") {
         Some(folder) if !folder.is_empty() => PathBuf::from(folder),
         _ => directories::ProjectDirs::from("", "", "mynah")?.cache_dir().join("models"),
     };
-    Some(folder.join("SmolLM2-135M-Instruct.Q4_1.gguf")).filter(|file| file.is_file())
+    Some(folder.join("SmolLM2-135M-Instruct.Q4_1.gguf"))
+}
+
+/// SmolLM2's file, if it was pulled.
+pub fn cached_smollm2() -> Option<PathBuf> {
+    smollm2_path().filter(|file| file.is_file())
 }
 
 /// Says aloud that a test is skipped, or fails it where the environment variable demands that it runs.

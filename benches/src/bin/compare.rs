@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
-use mynah_benches::model::{ModelArgs, PrecisionArgs, random_ids, stories260k};
+use mynah_benches::model::{ModelArgs, PrecisionArgs, random_ids};
 use mynah_benches::peers::Environment;
 use mynah_benches::race::{Side, SideResult, first_token_seconds, race};
 use mynah_benches::report::{self, OutputArgs, Report, table};
@@ -145,7 +145,7 @@ fn run() -> anyhow::Result<()> {
         Some(Action::Setup { env, python, model, output }) => {
             let report = Report::start("compare setup", output);
             let environment = Environment::at(env)?;
-            environment.set_up(&python, &model.file()?, &mut |text| report.note(text))?;
+            environment.set_up(&python, &model.file(false)?, &mut |text| report.note(text))?;
             report.finish(&environment.folder(), || format!("{} is ready", environment.folder().display()))
         }
         None => Racing::new(arguments.race)?.run(),
@@ -166,7 +166,7 @@ impl Racing {
         if args.smoke {
             (args.shapes, args.prompts, args.pairs) = (vec![(1, 40)], vec![16], 2);
         }
-        let file = if args.smoke { stories260k() } else { args.model.file()? };
+        let file = args.model.file(args.smoke)?;
         let environment = match args.alone || args.smoke {
             true => None,
             false => Some(Environment::at(args.env.clone())?),

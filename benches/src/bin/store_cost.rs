@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use mynah::example::{Example, ExampleId};
 use mynah::replay::{Memory, Newcomer, Policy};
 use mynah_benches::corpus::{self, Line};
-use mynah_benches::model::{ModelArgs, stories260k};
+use mynah_benches::model::ModelArgs;
 use mynah_benches::report::{self, OutputArgs, Report, table};
 use mynah_benches::spread::Spread;
 use mynah_benches::store::coding;
@@ -166,7 +166,7 @@ fn measure(mut args: CostArgs) -> anyhow::Result<()> {
     if args.short.is_empty() || args.dictionary.is_empty() {
         bail!("give at least --short and --dictionary; --help has an example");
     }
-    let file = if args.smoke { stories260k() } else { args.model.file()? };
+    let file = args.model.file(args.smoke)?;
     let tokenizer = Tokenizer::from_gguf(Gguf::open(&file)?.as_ref())?;
     let dictionary: Vec<String> = corpus::read(&args.dictionary)?.iter().map(Line::text).collect();
     let dictionary = coding::dictionary(&dictionary)?;

@@ -123,6 +123,12 @@ pub(crate) trait LoraLinearKernel: Backend {
         residual: Option<FloatTensor<Self>>,
     ) -> Vec<Projected<Self>>;
 
+    /// What every projection gives, without what only the way back needs.
+    fn results(inputs: Inputs<Self>) -> Vec<FloatTensor<Self>> {
+        let projected = Self::project(&inputs.x, &inputs.projections, inputs.residual);
+        projected.into_iter().map(|projected| projected.y).collect()
+    }
+
     /// The gradients of branches, and where `with_dx`, that of `x`.
     fn project_back(x: FloatTensor<Self>, returned: Vec<Returned<Self>>, with_dx: bool) -> ProjectionGradients<Self>;
 }
@@ -253,10 +259,7 @@ fn with_slices<R>(projections: &[Projection<Flex>], work: impl FnOnce(&[kernel::
 
 impl LoraLinearOps for Flex {
     fn lora_linear(inputs: Inputs<Self>) -> Vec<FloatTensor<Self>> {
-        Self::project(&inputs.x, &inputs.projections, inputs.residual)
-            .into_iter()
-            .map(|projected| projected.y)
-            .collect()
+        Self::results(inputs)
     }
 }
 

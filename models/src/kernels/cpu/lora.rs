@@ -11,6 +11,7 @@ use super::dot::add_scaled;
 use super::microkernel::{COLS, ROWS, Tile, multiply};
 use super::simd::{Simd, vectorized};
 use super::slab;
+use super::tiled::TiledMatrix;
 
 /// Ranks of a block.
 const BLOCK: usize = 8;
@@ -26,6 +27,20 @@ pub(crate) struct Branch<'a> {
     pub(crate) b: &'a [f32],
     pub(crate) rank: usize,
     pub(crate) scaling: f32,
+}
+
+/// A matrix in tiles, `[d_out, d_in]`, with its branch where it has one.
+#[derive(Clone, Copy)]
+pub(crate) struct Part<'a> {
+    pub(crate) weight: &'a TiledMatrix,
+    pub(crate) branch: Option<Branch<'a>>,
+}
+
+/// The gradient of what a part gave, `[tokens, d_out]`.
+#[derive(Clone, Copy)]
+pub(crate) struct OutputGradient<'a> {
+    pub(crate) part: Part<'a>,
+    pub(crate) dy: &'a [f32],
 }
 
 /// What a projection makes of its input.

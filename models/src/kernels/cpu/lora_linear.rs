@@ -1,9 +1,9 @@
 //! Projections with their LoRA branches, several of one input at once, in both directions.
 
 use super::buffer::Buffer;
-use super::lora::{self, Branch, Projected};
+use super::lora::{self, Branch, OutputGradient, Part, Projected};
 use super::packed_linear;
-use super::tiled::{self, OutputGradient, Part};
+use super::tiled;
 use super::weights::Weights;
 
 /// A matrix `[d_out, d_in]`, with its branch where it has one.

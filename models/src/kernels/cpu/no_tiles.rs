@@ -3,25 +3,11 @@
 use std::convert::Infallible;
 
 use super::buffer::Buffer;
-use super::lora::{Branch, Projected};
+use super::lora::{OutputGradient, Part, Projected};
 use crate::quant::{PackedMatrix, TensorType};
 
 /// A matrix that cannot be made.
 pub(crate) struct TiledMatrix(Infallible);
-
-/// A matrix `[d_out, d_in]`, with its branch where it has one.
-#[derive(Clone, Copy)]
-pub(crate) struct Part<'a> {
-    pub(crate) weight: &'a TiledMatrix,
-    pub(crate) branch: Option<Branch<'a>>,
-}
-
-/// The gradient of what a part gave, `[tokens, d_out]`.
-#[derive(Clone, Copy)]
-pub(crate) struct OutputGradient<'a> {
-    pub(crate) part: Part<'a>,
-    pub(crate) dy: &'a [f32],
-}
 
 /// An arena that cannot be made.
 pub(crate) struct TileArena(Infallible);

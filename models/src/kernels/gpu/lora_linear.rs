@@ -96,10 +96,7 @@ fn go_back(
 
 impl LoraLinearOps for Gpu {
     fn lora_linear(inputs: Inputs<Self>) -> Vec<FloatTensor<Self>> {
-        Self::project(&inputs.x, &inputs.projections, inputs.residual)
-            .into_iter()
-            .map(|projected| projected.y)
-            .collect()
+        Self::results(inputs)
     }
 }
 

@@ -6,11 +6,11 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::Part;
 use super::layout::{TILE_COLS, TILE_ROWS, TileFormat, TiledMatrix};
 use super::unpack::halves;
 use crate::kernels::cpu::columns::Columns;
-use crate::kernels::cpu::{lora, parallel};
+use crate::kernels::cpu::lora::{self, Part};
+use crate::kernels::cpu::parallel;
 
 /// Most tokens that are multiplied this way: beyond, a panel in bf16 is as fast and more exact.
 pub(super) const MAX_TOKENS: usize = 16;

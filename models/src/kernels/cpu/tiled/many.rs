@@ -11,9 +11,8 @@ use super::product::{self, Segment, Target};
 use super::rounded::{self, Rounded, Rows};
 use super::slab::{self, PANEL, WORDS};
 use super::way_in::WayIn;
-use super::{OutputGradient, Part};
 use crate::kernels::cpu::columns::Columns;
-use crate::kernels::cpu::lora::Branch;
+use crate::kernels::cpu::lora::{Branch, OutputGradient, Part};
 use crate::kernels::cpu::parallel;
 
 /// Pairs that a slab of the backward direction holds: 1024 · 128 bytes are a share of the second-level cache.

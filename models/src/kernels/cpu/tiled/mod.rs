@@ -15,7 +15,7 @@ mod way_in;
 
 use super::buffer::Buffer;
 use super::columns::Columns;
-use super::lora::{Branch, Projected};
+use super::lora::{Branch, OutputGradient, Part, Projected};
 
 pub(crate) use layout::{TileArena, TiledMatrix};
 
@@ -25,20 +25,6 @@ pub(crate) fn is_available() -> bool {
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512bf16")
         && is_x86_feature_detected!("avx512vnni")
-}
-
-/// A matrix `[d_out, d_in]`, with its branch where it has one.
-#[derive(Clone, Copy)]
-pub(crate) struct Part<'a> {
-    pub(crate) weight: &'a TiledMatrix,
-    pub(crate) branch: Option<Branch<'a>>,
-}
-
-/// The gradient of what a part gave, `[tokens, d_out]`.
-#[derive(Clone, Copy)]
-pub(crate) struct OutputGradient<'a> {
-    pub(crate) part: Part<'a>,
-    pub(crate) dy: &'a [f32],
 }
 
 /// `y = x · Wᵀ` with `x` `[tokens, cols]`, `W` `[rows, cols]`, `y` `[tokens, rows]`, all row-major.
